@@ -367,10 +367,11 @@ class _FileBlob(Blob):
             return file.read(4096)
 
     def loaded(self) -> Blob:
-        if self.files.is_folder(self.name):
-            return self
-        large = self.files.remote is None and self.files.look(self.name).size > SMALL
-        return self if large else Blob(self.name, self.read())
+        if self.files.remote is None:
+            found = self.files.look(self.name)
+            if found.size > SMALL or (found.problem and self.files.is_folder(self.name)):
+                return self
+        return Blob(self.name, self.read())
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:

@@ -151,6 +151,12 @@ def read_audio_blocks(path: Path, to_rate: int, channels: int, seconds: float, d
                 yield block.contiguous()
 
 
+def peak(samples: Tensor) -> float:
+    """Return the largest magnitude of samples of any shape."""
+    low, high = samples.aminmax()
+    return max(-float(low), float(high))
+
+
 def mix_channels(samples: Tensor, channels: int) -> Tensor:
     """Mix audio [C, T] to [channels, T]: to mono by the mean, from mono by repetition; an equal number stays as it is."""
     if samples.shape[0] == channels:

@@ -132,7 +132,7 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         view: str = "",
         chance: float = 0.0,
     ) -> Loaded:
-        from unitok.media import open_audio, read_clip
+        from unitok.media import open_audio, peak, read_clip
         from unitok.tokenizers.audio import SILENCE
 
         if isinstance(content, tuple):
@@ -153,12 +153,10 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
                     if seconds > LONG and piece is None:
                         return loaded
                     samples = read_clip(file, name, piece)
-                    if (
-                        piece is not None and samples.abs().max() < SILENCE
-                    ):  # a silent segment of a recording that is not silent
+                    if piece is not None and peak(samples) < SILENCE:  # of a recording that is not silent
                         loaded.content, loaded.rejected = None, "silent_segments"
                         return loaded
-                    loaded.content = tokenizer.prepare(samples, file.samplerate, name)
+                    loaded.content = tokenizer.convert(samples, file.samplerate, name)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), name) if path else str(error)) from None
         loaded.size = tokenizer.size(loaded.content)

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unitok.errors import UserError
-from unitok.media import convert_audio, open_audio, read_audio_blocks, read_samples, write_audio_blocks
+from unitok.media import convert_audio, open_audio, peak, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
 from unitok.tokenizers.base import Reconstruction, Tokenizer
 from unitok.tokenizers.config import AudioTokenizerConfig
@@ -113,7 +113,7 @@ class AudioTokenizer(Tokenizer):
 
     def size(self, samples: Tensor) -> tuple[int, ...]:
         """Return the `Segment.size` of audio [C, T]: the length in samples, then the scale of each segment in millionths."""
-        return _size(samples.shape[-1], self.scales(samples[None])[0])
+        return _size(samples.shape[-1], self.scales(samples[None])[0] if self.config.normalize else None)
 
     @torch.no_grad()
     def _encode_blocks(self, blocks: Iterable[Tensor], levels: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -282,31 +282,32 @@ class AudioTokenizer(Tokenizer):
         samples, rate: as for `check_waveform`, which also takes other layouts and integers. name: for messages. Errors:
         `UserError` for another shape or range, for no samples, and for silence.
         """
-        waveform, hz = check_waveform(samples, rate, name)
-        converted = convert_audio(waveform, hz, self.sample_rate, self.config.channels)
-        if converted.abs().max() < SILENCE:
+        return self.convert(*check_waveform(samples, rate, name), name)
+
+    def convert(self, waveform: Tensor, rate: int, name: str = "audio") -> Tensor:
+        """Return what `prepare` does of float32 [C, T'] in [-1, 1], such as the samples of a file. Errors: `UserError` for silence."""
+        converted = convert_audio(waveform, rate, self.sample_rate, self.config.channels)
+        if peak(converted) < SILENCE:
             raise _silent(name, [waveform])
         return converted
 
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the codes of an audio file, int64 [K, N], and its `Segment.size`. The file may have any rate, length and
-        number of channels, and is read and encoded in pieces.
+        """Return the codes of an audio file of any rate, length and number of channels, int64 [K, N], and its `Segment.size`.
 
-        data: bytes of the file; `path` is then only its name. Errors: `UserError` for a file that cannot be read, and for
-        silence.
+        It is read in pieces. data: bytes of the file; `path` is then only its name. Errors: `UserError` for what cannot be read, and silence.
         """
-        length, peak = 0, 0.0
+        length, loudest = 0, 0.0
 
         def blocks() -> Iterator[Tensor]:
-            nonlocal length, peak
+            nonlocal length, loudest
             for block in read_audio_blocks(path, self.sample_rate, self.config.channels, CHUNK_SECONDS, data):
-                length, peak = length + block.shape[-1], max(peak, float(block.abs().max()))
+                length, loudest = length + block.shape[-1], max(loudest, peak(block))
                 yield block[None]
 
         parts = list(self._encode_blocks(blocks(), num_codebooks))
-        if peak < SILENCE:
+        if loudest < SILENCE:
             with open_audio(path, data) as file:
                 step = round(CHUNK_SECONDS * file.samplerate)
                 raise _silent(str(path), (read_samples(file, step) for _ in range(0, file.frames, step)))
@@ -404,8 +405,7 @@ class EncodeStream(_Stream):
 
 
 class DecodeStream(_Stream):
-    """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples
-    per frame.
+    """Decodes codes incrementally, with the audio of the whole: int64 [B, k, n] -> [B, C, t] in [-1, 1], `hop_length` samples per frame.
 
     With `pad_mode: reflect` the first frames are returned when there are enough samples to reflect; with `domain: spectrum` samples come
     three patches late.
@@ -419,9 +419,9 @@ class DecodeStream(_Stream):
         return t.decoder.stream(t._look_up(piece.to(t.device)), self._state, last).clamp(-1, 1)
 
 
-def _size(length: int, scales: Tensor) -> tuple[int, ...]:
+def _size(length: int, scales: Tensor | None) -> tuple[int, ...]:
     """Return the `Segment.size` of a length in samples and scales [segments]."""
-    return length, *(int(s) for s in (scales / SCALE_UNIT).round())
+    return length, *(() if scales is None else map(int, (scales / SCALE_UNIT).round()))
 
 
 def _scales_of(size: tuple[int, ...]) -> Tensor:
@@ -443,8 +443,6 @@ def _scaled(samples: Tensor, scales: Tensor) -> Tensor:
 
 def _silent(name: str, blocks: Iterable[Tensor]) -> UserError:
     """Return the error for audio that is silent after mixing to the model's channels. blocks: [C, t], the audio before."""
-    if any(block.abs().max() >= SILENCE for block in blocks):
-        return UserError(
-            f"{name}: its channels have opposite phase and cancel to silence when they are mixed; give one of them"
-        )
+    if any(peak(block) >= SILENCE for block in blocks):
+        return UserError(f"{name}: its channels have opposite phase and cancel to silence when mixed; give one of them")
     return UserError(f"{name}: silence; replace it or leave it out")

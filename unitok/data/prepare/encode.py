@@ -167,6 +167,7 @@ class _Work:
     def __init__(self, encoder: Encoder):
         self.encoder, self.bundle = encoder, encoder.bundle
         self.media: dict[tuple[str, ...], MediaItem] = {}
+        self.options: dict[tuple[int, str], object] = {}  # by source and instance
         self.lock = threading.Lock()
         self.results: list[Waiting | dict[str, str]] = []
         self.filtered: Counter[str] = Counter()
@@ -215,17 +216,13 @@ class _Work:
                 except UserError as error:
                     raise UserError(f"{raw.where}: {error}") from None
         try:
-            named = tuple(replace(p, type=self.bundle.instance(spec.instances.get(p.type, p.type))) for p in raw.content)
-            for name in {part.type for part in named}:
+            types = [self.bundle.instance(spec.instances.get(part.type, part.type)) for part in raw.content]
+            for name in set(types):
                 self.bundle.require(name)
         except UserError as error:
             raise RunAborted(str(error)) from None
-
-        def options(name: str) -> object:
-            kind = self.bundle.modality(name).kind
-            given = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
-            return make_options(kind, given, f"source {spec.name}")
-
+        named = tuple(p if p.type == type else replace(p, type=type) for p, type in zip(raw.content, types, strict=True))
+        options = partial(self._options, spec)
         for version in versions(self.bundle, replace(raw, content=named), options, spec.turn_seconds):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
@@ -245,6 +242,14 @@ class _Work:
             slim = tuple(replace(part, file=None, value="") for part in version.content)  # so that its content is not kept
             parts = tuple(media[number] for number in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
+
+    def _options(self, spec: SourceSpec, name: str) -> object:
+        """How a source's content for an instance is read."""
+        if (made := self.options.get((id(spec), name))) is None:
+            kind = self.bundle.modality(name).kind
+            given = {**self.encoder.options.get(kind, {}), **spec.options.get(kind, {})}
+            made = self.options[id(spec), name] = make_options(kind, given, f"source {spec.name}")
+        return made
 
     def _media_item(self, spec: SourceSpec, part: Part, document: str, options: object, used: list[MediaItem]) -> MediaItem:
         """The content of a file; it is decoded here unless another document needed it before."""

@@ -115,7 +115,7 @@ class Claims:
         return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator), named=named)
 
     def __contains__(self, name: str) -> bool:
-        return hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
+        return bool(self._names) and hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 
 
 def _group_in(row: Mapping[str, object], field: str) -> str:

@@ -90,10 +90,10 @@ def list_items(
                     yield _refused(f.name, f.problem)
                 else:
                     loose.append(f)
-        for item in _files_items(loose):
-            item = item if has_splits else replace(item, split="")
+        for item in _files_items(loose, has_splits):
             stem = item.group or os.path.splitext(item.id)[0]
-            yield replace(item, group=group_of_id(stem, options.group_separator) or item.group)
+            group = group_of_id(stem, options.group_separator)
+            yield replace(item, group=group) if group else item
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def _stems_of_media(names: Iterable[str]) -> set[str]:
     return {os.path.splitext(n)[0] for n in names if not (n.lower().endswith((*_TEXTS, ".json")) or may_hold_many(n, set()))}
 
 
-def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:
+def _files_items(infos: list[FileInfo], has_splits: bool) -> Iterator[SourceItem]:
     """The files of one folder as items: those of one base name are one item, `cat.jpg` and `cat.jpg.txt` too; two of them where
     `cat.png` has a `cat.png.txt`, too.
 
@@ -355,4 +355,5 @@ def _files_items(infos: list[FileInfo]) -> Iterator[SourceItem]:
             name = first.name if len(media) < 2 else stem
             members = tuple((f.name, f.stamp, f.size) for f in document)
             group = stem if len(documents) > 1 else ""
-            yield SourceItem(name, name, "files", members=members, split=folder_split_of(name), group=group)
+            split = folder_split_of(name) if has_splits else ""
+            yield SourceItem(name, name, "files", members=members, split=split, group=group)

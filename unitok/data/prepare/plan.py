@@ -157,11 +157,16 @@ def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, 
         weight = source.spec.weight
         for item in source.items():
             name = item.id or item.where
-            copies = int(weight) + (hash_fraction(plan.seed, "weight", name) < weight % 1)
-            split = "validation" if hash_fraction("validation", item.group or item.named or name) < plan.validation else "train"
-            split = item.split or split
+            copies = int(weight) + _chosen(weight % 1, plan.seed, "weight", name)
+            apart = not item.split and _chosen(plan.validation, "validation", item.group or item.named or name)
+            split = item.split or ("validation" if apart else "train")
             for copy in range(1 if item.error else copies):
                 yield number, split, replace(item, id=f"{item.id}#{copy + 1}") if copy else item
+
+
+def _chosen(fraction: float, *words: object) -> bool:
+    """Whether what the words name is in a random fraction."""
+    return fraction > 0 and hash_fraction(*words) < fraction
 
 
 def options_of(plan: Plan, sources: list[Source], vocab: Vocab, documents_per_shard: int) -> dict[str, object]:

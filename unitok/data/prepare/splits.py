@@ -1,7 +1,7 @@
 """What names say of documents: the split and the group that they belong to, and whether a file describes a data set."""
 
-import os
 import re
+from functools import lru_cache
 
 #: Words in names that tell which split of a data set a file belongs to, as Hugging Face `datasets` reads them.
 SPLIT_OF = dict.fromkeys(("train", "training"), "train")
@@ -34,4 +34,9 @@ def split_of(name: str) -> str:
 
 def folder_split_of(name: str) -> str:
     """As `split_of`, by the folders alone: `train.png` may show a train."""
-    return split_of(os.path.join(os.path.dirname(name), ""))
+    return _split_of_folders(name.rpartition("/")[0])
+
+
+@lru_cache(maxsize=1024)
+def _split_of_folders(folders: str) -> str:
+    return split_of(f"{folders}/")
