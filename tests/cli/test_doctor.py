@@ -59,6 +59,18 @@ def test_a_package_that_is_missing_or_broken_is_said_with_what_to_do(few, broken
     assert said.splitlines()[-1] == "2 problems; see the lines marked !!"
 
 
+def test_one_that_crashes_or_prints_hides_none_of_the_others(tmp_path, monkeypatch):
+    """They share a process until one does not load."""
+    sources = {"loud": "import sys; print('loaded'); print('a warning', file=sys.stderr)", "dead": "import os; os.abort()"}
+    sources |= {"left": "raise SystemExit(3)", "fine": "import loud", "wrong": "import no_such_module"}
+    for name, source in sources.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = doctor._problems(["loud", "dead", "fine", "left", "wrong", "loud"])
+    assert found == {"loud": "", "dead": "crashed", "fine": "", "left": "crashed", "wrong": found["wrong"]}
+    assert found["wrong"].startswith("ModuleNotFoundError: No module named 'no_such_module'")
+
+
 def test_an_extra_that_does_not_load_is_no_problem_of_what_is_needed(few, broken, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "EXTRAS", {"broken-one": ("broken_one", "nothing", "pip uninstall broken-one")})
     assert doctor.report() == 0

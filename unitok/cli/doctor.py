@@ -6,7 +6,6 @@ import platform
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,8 @@ EXTRAS = {
     "torchvision": ("torchvision", "not needed", "pip uninstall torchvision, or install the build that fits your torch"),
     "torchaudio": ("torchaudio", "not needed", "pip uninstall torchaudio, or install the build that fits your torch"),
 }
+_LOADED = "loaded\0"
+_IMPORT = f"import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name); print({_LOADED!r}, flush=True)"
 
 
 def doctor() -> None:
@@ -54,10 +55,11 @@ def report() -> int:
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     needed = {name: (_MODULES.get(name, name.replace("-", "_")), "", f"pip install '{name}'") for name in core()}
     packages = needed | EXTRAS
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        states = pool.map(_state, packages, (module for module, _, _ in packages.values()))
+    versions = {name: _version(name) for name in packages}
+    found = _problems([module for name, (module, _, _) in packages.items() if versions[name]])
     problems = 0
-    for (name, (_, purpose, remedy)), (installed, problem) in zip(packages.items(), states, strict=True):
+    for name, (module, purpose, remedy) in packages.items():
+        installed, problem = versions[name], found.get(module, "")
         if not installed and name in EXTRAS:
             if name not in ("torchvision", "torchaudio"):
                 print(f"  -  {name:<24}{'not installed':<16}{purpose}: {remedy}")
@@ -74,16 +76,29 @@ def report() -> int:
     return int(problems > 0)
 
 
-def _state(name: str, module: str) -> tuple[str, str]:
-    """Import a module in another process, because a broken extension may crash it. Returns the installed version, "" if there is none,
-    and why it does not load."""
+def _version(name: str) -> str:
+    """The version of a package that is installed; "" if it is not."""
     try:
-        installed = version(name)
+        return version(name)
     except PackageNotFoundError:
-        return "", ""
-    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
-    problem = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["crashed"])[-1][:110]
-    return installed, problem
+        return ""
+
+
+def _problems(modules: list[str]) -> dict[str, str]:
+    """Import modules. Returns: why each does not load, or "".
+
+    One after another in another process, because a broken extension may crash it; what does not load ends it, and the rest is imported in
+    a new one.
+    """
+    found: list[str] = []
+    while rest := modules[len(found) :]:
+        done = subprocess.run([sys.executable, "-c", _IMPORT, *rest], capture_output=True, text=True, check=False)
+        loaded = done.stdout.count(_LOADED)
+        found += [""] * loaded
+        if loaded < len(rest):
+            raised = done.returncode == 1 and done.stderr.strip()  # the last line of a traceback
+            found.append(raised.splitlines()[-1][:110] if raised else "crashed")
+    return dict(zip(modules, found, strict=True))
 
 
 def _check_bundles() -> int:
