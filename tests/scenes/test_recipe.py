@@ -28,13 +28,17 @@ PROMPT = "a large red circle left of a small blue square on a white background"
 # ---- The recipe, with trainings of a few steps ------------------------------------------------------------------------
 
 
+#: A decoder that generates a test's samples in half the time.
+SMALL = ("--model.init_args.decoder.num_hidden_layers", "1", "--model.init_args.decoder.hidden_size", "64")
+
+
 def in_this_process(self: Pipeline, command: list[str], save) -> None:
     """Stands for a process: 3 steps of training, of which the last writes nothing to the terminal."""
     words = list(command)
     if words[0] == "fit":
         words += ["--model.init_args.steps", "3", "--model.init_args.log_every", "1", "--trainer.enable_progress_bar", "false"]
         words += (
-            ["--data.init_args.sequence_length", "800", "--model.init_args.compile", "false"]
+            [*("--data.init_args.sequence_length", "800", "--model.init_args.compile", "false"), *SMALL]
             if {f"{name}.yaml" for name in recipe.TRAININGS} & {Path(word).name for word in words}
             else []
         )
