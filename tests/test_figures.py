@@ -217,7 +217,9 @@ def measured() -> dict[str, list[float]]:
     lost = [loss - best for loss in worse]  # by the recipes in order: the first three, the fourth, others, AdamW for all
     assert min(lost) > 0
     of_100m = [case("generate", "100m, batch 1", "dynamic")["ratio"]]
-    of_100m += [case("generate", f"100m, batch 1, weights {ours}", f"llama.cpp {theirs}")["ratio"] for ours, theirs in types.items()]
+    of_100m += [
+        case("generate", f"100m, batch 1, weights {ours}", f"llama.cpp {theirs}")["ratio"] for ours, theirs in types.items()
+    ]
     half = ["train_step_half", "train_step_compiled_half"]
     faster = [r for name in half for peer in ("qwen3", "chameleon") for r in ratios(name, peer, "speed")]
     smaller = [1 / r for name in half for peer in ("qwen3", "chameleon") for r in ratios(name, peer, "memory")]

@@ -63,12 +63,17 @@ def test_one_that_crashes_or_prints_hides_none_of_the_others(tmp_path, monkeypat
     """They share a process until one does not load."""
     sources = {"loud": "import sys; print('loaded'); print('a warning', file=sys.stderr)", "dead": "import os; os.abort()"}
     sources |= {"left": "raise SystemExit(3)", "fine": "import loud", "wrong": "import no_such_module"}
+    sources |= {"linked": "import os, sys; print('undefined symbol: x', file=sys.stderr, flush=True); os._exit(127)"}
+    sources |= {"alone": "import sys; assert 'loud' not in sys.modules", "late": "import atexit, os; atexit.register(os.abort)"}
     for name, source in sources.items():
         (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = doctor._problems(["loud", "dead", "fine", "left", "wrong", "loud"])
     assert found == {"loud": "", "dead": "crashed", "fine": "", "left": "crashed", "wrong": found["wrong"]}
     assert found["wrong"].startswith("ModuleNotFoundError: No module named 'no_such_module'")
+    assert doctor._problems(["loud", "linked", "fine"]) == {"loud": "", "linked": "undefined symbol: x", "fine": ""}
+    assert doctor._problems(["loud", "alone", "late"]) == {"loud": "", "alone": "", "late": "crashed"}
+    assert doctor._problems(["late", "fine"]) == {"late": "crashed", "fine": ""}
 
 
 def test_an_extra_that_does_not_load_is_no_problem_of_what_is_needed(few, broken, monkeypatch, capsys):

@@ -87,18 +87,28 @@ def _version(name: str) -> str:
 def _problems(modules: list[str]) -> dict[str, str]:
     """Import modules. Returns: why each does not load, or "".
 
-    One after another in another process, because a broken extension may crash it; what does not load ends it, and the rest is imported in
-    a new one.
+    One after another in another process, because a broken extension may crash it; one that does not load there is tried alone, and the
+    rest in a new process.
     """
     found: list[str] = []
     while rest := modules[len(found) :]:
-        done = subprocess.run([sys.executable, "-c", _IMPORT, *rest], capture_output=True, text=True, check=False)
-        loaded = done.stdout.count(_LOADED)
-        found += [""] * loaded
-        if loaded < len(rest):
-            raised = done.returncode == 1 and done.stderr.strip()  # the last line of a traceback
-            found.append(raised.splitlines()[-1][:110] if raised else "crashed")
+        done = _import(*rest)
+        loaded = done.stdout.count(_LOADED) if done.returncode else len(rest)
+        alone = (
+            rest if done.returncode and loaded == len(rest) else rest[loaded : loaded + 1]
+        )  # all of them, if one crashes at its end
+        found += [""] * (loaded if alone != rest else 0) + [_problem(module) for module in alone]
     return dict(zip(modules, found, strict=True))
+
+
+def _problem(module: str) -> str:
+    """Why a module does not load, or "": the last line that it says."""
+    done = _import(module)
+    return (done.stderr.strip().splitlines() or ["crashed"])[-1][:110] if done.returncode else ""
+
+
+def _import(*modules: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _IMPORT, *modules], capture_output=True, text=True, check=False)
 
 
 def _check_bundles() -> int:
