@@ -84,7 +84,7 @@ class _Undrawn(TorchFunctionMode):
         self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> object:
         if getattr(function, "__module__", "") == "torch.nn.init":
-            return {**dict(zip(("tensor",), args)), **(kwargs or {})}["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return function(*args, **(kwargs or {}))
 
 

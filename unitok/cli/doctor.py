@@ -93,11 +93,13 @@ def _problems(modules: list[str]) -> dict[str, str]:
     found: list[str] = []
     while rest := modules[len(found) :]:
         done = _import(*rest)
-        loaded = done.stdout.count(_LOADED) if done.returncode else len(rest)
-        alone = (
-            rest if done.returncode and loaded == len(rest) else rest[loaded : loaded + 1]
-        )  # all of them, if one crashes at its end
-        found += [""] * (loaded if alone != rest else 0) + [_problem(module) for module in alone]
+        loaded = done.stdout.count(_LOADED)
+        if not done.returncode:
+            found += [""] * len(rest)
+        elif loaded < len(rest):
+            found += [*[""] * loaded, _problem(rest[loaded])]
+        else:  # one of them crashes at its end
+            found += map(_problem, rest)
     return dict(zip(modules, found, strict=True))
 
 
