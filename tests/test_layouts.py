@@ -74,7 +74,8 @@ def test_codes_stand_in_the_order_that_the_layout_says_and_come_back(name, level
         order, row = naive_order(name, levels, units), 1
     codes = np.arange(100, 100 + np.prod(shape)).reshape(shape)
     by_level = codes.reshape(levels, -1)
-    flat, each = layout.flatten(codes)
+    rows = layout.by_level(codes)[0]
+    flat, each = layout.flatten(rows), layout.levels_and_units(rows.shape[1])[0]
     assert list(zip(flat.tolist(), each.tolist(), strict=True)) == [(by_level[k, n], k) for k, n in order]
     assert np.array_equal(layout.unflatten(flat, each, sides), codes)
     for count in range(1, len(flat) + 1):

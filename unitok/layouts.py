@@ -35,11 +35,9 @@ class Interleaved:
             raise UserError(f"codes need {self.levels} levels, got {codes.shape}")
         return rows, ()
 
-    def flatten(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the codes in their order, and the level of each; int64 [K * N] both."""
-        rows = self.by_level(codes)[0]
-        levels, units = _order(self.levels, rows.shape[1], self.delay)
-        return (rows[levels, units] if self.delay else rows.T.reshape(-1)), levels
+    def flatten(self, rows: np.ndarray) -> np.ndarray:
+        """Return what `by_level` gives, codes or their tokens [K, N], in order; int64 [K * N]. For the level of each see `levels_and_units`."""
+        return rows[_order(self.levels, rows.shape[1], self.delay)] if self.delay else rows.T.reshape(-1)
 
     def unflatten(self, codes: np.ndarray, levels: np.ndarray, sides: tuple[int, ...] = ()) -> np.ndarray:
         """Inverse of `flatten`. Errors: `UserError` for codes and levels that `flatten` does not return."""

@@ -188,6 +188,18 @@ class Span:
         return LAYOUTS[self.layout](len(self.body), len(self.header) - self.facts + bool(self.group))
 
 
+def ids_by_level(ranges: Sequence[Range], rows: np.ndarray) -> np.ndarray:
+    """Return the tokens of codes [K, N] of which row k is of range k, int64 [K, N]. Errors: `UserError` as for `Range.to_ids`."""
+    first = ranges[0]
+    if all(r is first for r in ranges):
+        return first.to_ids(rows)
+    alike = all(r.size == first.size and not r.illegal and not r.permutation for r in ranges)
+    if alike and rows.size and rows.min() >= 0 and rows.max() < first.size:
+        ids: np.ndarray = rows + np.array([[r.offset] for r in ranges])
+        return ids
+    return np.stack([r.to_ids(row) for r, row in zip(ranges, rows, strict=True)])
+
+
 def check_declarations(ranges: list[Range], specials: dict[str, int], spans: dict[str, Span]) -> None:
     """Raise `UserError` for declarations with which some document would not come back exactly from its tokens."""
     _check_ranges(ranges)

@@ -46,6 +46,10 @@ class FileInfo:
     problem: str = ""
 
 
+class TooLarge(UserError):
+    """A file is larger than what may be read at once."""
+
+
 #: The names of the files of a folder, and the `FileInfo` of those for which the listing already gave it.
 Folder = tuple[list[str], dict[str, FileInfo]]
 
@@ -80,6 +84,7 @@ class Files:
         for path, name in ((self.folder, folder), (self.roots[-1], f"root {root}")):
             if not os.path.isdir(path):
                 raise UserError(f"{name}: no such folder")
+        self._inside = tuple(root.rstrip("/") + "/" for root in self.roots)  # how paths under them begin
         self._true_folder = lru_cache(maxsize=1024)(lambda inside: os.path.realpath(os.path.join(self.folder, inside)))
 
     def exists(self, name: str) -> bool:
@@ -145,8 +150,7 @@ class Files:
         path = os.path.join(self._true_folder(inside), base)
         if base in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
-        inside_roots = any(path == root or path.startswith(root.rstrip("/") + "/") for root in self.roots)
-        if not inside_roots and not (self.named and name == self.named):
+        if not path.startswith(self._inside) and path not in self.roots and not (self.named and name == self.named):
             raise UserError("leaves the folder of its source: refused (`root` names another folder that paths may lead into)")
         return path
 
@@ -159,23 +163,23 @@ class Files:
 
     def _open(self, name: str) -> IO[bytes]:
         handle = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            kind = "a folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "a pipe, a socket or a device"
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
             os.close(handle)
-            raise UserError(f"{kind}, not a file")
+            raise UserError(f"{'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'}, not a file")
         return os.fdopen(handle, "rb")
 
-    def read(self, name: str, stamp: int | None = None) -> bytes:
-        """Return all bytes of a file.
+    def read(self, name: str, stamp: int | None = None, most: int = MAX_BYTES) -> bytes:
+        """Return all bytes of a file, which may be `most`.
 
         Raises:
-            UserError: the file is refused, absent or too large, does not have the `stamp`, or changes while it is read.
+            UserError: the file is refused, absent or too large (`TooLarge`), does not have the `stamp`, or changes while it is read.
         """
         with self.open(name) as file:
             size, before = self.stamp_of(file, name)
             _check_stamp(name, before, stamp)
-            if size > MAX_BYTES:
-                raise UserError(f"{name}: {size} bytes are too many (limit {MAX_BYTES})")
+            if size > most:
+                raise TooLarge(f"{name}: {size} bytes are too many (limit {most})")
             try:
                 data = file.read(size + 1)
             except OSError as error:
@@ -367,11 +371,12 @@ class _FileBlob(Blob):
             return file.read(4096)
 
     def loaded(self) -> Blob:
-        if self.files.remote is None:
-            found = self.files.look(self.name)
-            if found.size > SMALL or (found.problem and self.files.is_folder(self.name)):
+        try:
+            return Blob(self.name, self.files.read(self.name, self.stamp, SMALL if self.files.remote is None else MAX_BYTES))
+        except UserError as error:
+            if self.files.remote is None and (isinstance(error, TooLarge) or self.files.is_folder(self.name)):
                 return self
-        return Blob(self.name, self.read())
+            raise
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:

@@ -26,7 +26,7 @@ import numpy as np
 from unitok.document import ROLES, Document, Segment
 from unitok.errors import UserError, type_of
 from unitok.files import read_json
-from unitok.ranges import Range, Span, check_declarations
+from unitok.ranges import Range, Span, check_declarations, ids_by_level
 
 SPECIAL_COUNT = 256
 _FIXED = ("<bos>", "<eos>", "<pad>", *(f"<{role}>" for role in ROLES))
@@ -65,6 +65,9 @@ class Vocab:
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
+    _bodies: dict[str, tuple[Range, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # what was looked up
 
     def __post_init__(self) -> None:
         check_declarations(self.ranges, self.specials, self.spans)
@@ -126,7 +129,9 @@ class Vocab:
 
     def body(self, modality: str) -> tuple[Range, ...]:
         """Return the ranges of the codes in a span of that modality, one per level."""
-        return tuple(self.range(name) for name in self.span(modality).body)
+        if modality not in self._bodies:
+            self._bodies[modality] = tuple(self.range(name) for name in self.span(modality).body)
+        return self._bodies[modality]
 
     def span(self, modality: str) -> Span:
         """Return the declaration of a modality. Errors: `UserError` that lists the existing ones."""
@@ -216,7 +221,7 @@ class Vocab:
         """All tokens of a segment's span, int64 [L]."""
         span, body = self.span(segment.modality), self.body(segment.modality)
         try:
-            sides = span.order.by_level(segment.codes)[1]
+            rows, sides = span.order.by_level(segment.codes)
         except UserError as error:
             raise UserError(f"{segment.modality} {error}") from None
         header = [self.range(name) for name in span.header]
@@ -231,12 +236,9 @@ class Vocab:
         if any(side > r.size for side, r in zip(own, header[span.facts :], strict=True)):
             most = " x ".join(str(r.size) for r in header[span.facts :])
             raise UserError(f"{segment.modality} codes of {segment.codes.shape}: the largest grid is {most}")
-        codes, levels = span.order.flatten(segment.codes)
-        _check_floors(span, codes)
-        ids = body[0].to_ids(codes) if len(body) == 1 else np.empty_like(codes)
-        for level, r in enumerate(body if len(body) > 1 else ()):
-            chosen = levels == level
-            ids[chosen] = r.to_ids(codes[chosen])
+        if span.floors:
+            _check_floors(span, span.order.flatten(rows))
+        ids = span.order.flatten(ids_by_level(body, rows))
         values = [r.interval(value, value)[0][0] for value, r in zip((*segment.facts, *own), header, strict=True)]
         begin, end = ([self.specials[name]] if name else [] for name in (span.begin, span.end))
         return np.concatenate([np.array(begin + values, np.int64), ids, np.array(end, np.int64)])
@@ -258,7 +260,8 @@ class Vocab:
         codes, levels, body = np.zeros(len(ids), np.int64), np.full(len(ids), -1), self.body(modality)
         if len(body) == 1 or span.shared:
             codes, levels = body[0].to_codes(ids), np.arange(len(ids)) % len(body)
-            _check_floors(span, codes)
+            if span.floors:
+                _check_floors(span, codes)
         for level, r in enumerate(body if len(set(span.body)) > 1 else ()):
             chosen = (ids >= r.offset) & (ids < r.stop)
             codes[chosen], levels[chosen] = r.to_codes(ids[chosen]), level
@@ -435,9 +438,7 @@ class Vocab:
 
 
 def _check_floors(span: Span, codes: np.ndarray) -> None:
-    """Raise `UserError` for codes [n] of a body, in order, of which one is below its floor."""
-    if not span.floors:
-        return
+    """Raise `UserError` for codes [n] of a body with floors, in order, of which one is below its floor."""
     index = np.arange(len(codes))
     of_unit = index % len(span.floors)
     floors = codes[index - of_unit + np.array(span.floors)[of_unit]]

@@ -8,10 +8,12 @@ import pytest
 import soundfile
 
 from unitok.errors import UserError
-from unitok.media import audio_seconds, open_audio, read_audio_blocks, read_clip
+from unitok.media import audio_seconds, audio_streams, open_audio, read_audio_blocks, read_clip
+from unitok.media.byte_source import ByteSource
 from unitok.media.mpeg import mpeg_frames
 
 RATE = 8000
+INFO = b"LIST" + (13).to_bytes(4, "little") + b"INFOISFT\1\0\0\0a" + b"\0"
 
 
 def sweep(seconds: float = 3.0, rate: int = RATE) -> np.ndarray:
@@ -128,6 +130,33 @@ def test_damage_ends_in_samples_or_in_one_line():
     assert whole > 100
     assert len(refused) > 100
     assert not any("\n" in line for line in refused)
+
+
+def test_wav_of_16_bits_is_read_as_libsndfile_reads_it(monkeypatch):
+    rng = np.random.default_rng(0)
+    plain = [encoded("WAV", rng.uniform(-1, 1, (count, channels))) for count in (1, 7, 100) for channels in (1, 2, 3)]
+    wave = plain[3]
+    for before, after in ((INFO, b""), (b"", INFO), (INFO + INFO, INFO)):
+        body = wave[8:36] + before + wave[36:] + after
+        plain.append(b"RIFF" + len(body).to_bytes(4, "little") + body)
+    assert all(audio_streams.find_pcm(ByteSource("a", data)) for data in plain)
+
+    def outcome(data: bytes) -> object:
+        try:
+            with open_audio("a", data) as file:
+                return file.samplerate, file.format, file.read().tolist()
+        except UserError as error:
+            return "no audio" if "no rate of audio" in str(error) or "SF_INFO" in str(error) else str(error)
+
+    files = list(plain)
+    for _ in range(1500):
+        damaged = bytearray(plain[rng.integers(len(plain))])
+        for at in rng.integers(0, min(len(damaged), 80), rng.integers(4)):
+            damaged[at] = rng.choice([0, 1, 2, 255, rng.integers(256)])
+        files.append(bytes(damaged[: None if rng.random() < 0.8 else rng.integers(12, len(damaged))]))
+    ours = [outcome(data) for data in files]
+    monkeypatch.setattr(audio_streams, "find_pcm", lambda source: None)
+    assert ours == [outcome(data) for data in files]
 
 
 # ---- One after another ----------------------------------------------------------------------------------------------

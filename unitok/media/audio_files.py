@@ -17,6 +17,7 @@ from unitok.errors import UserError, first_line
 from unitok.media.audio_streams import CutOff, Stream, streams_of
 from unitok.media.byte_source import ByteSource, SourcePart
 from unitok.media.formats import HEAD, unread
+from unitok.media.wav import PcmReader
 
 RATES = (100, 1_000_000)  # Hz, of audio; others are mistakes
 MAX_HOURS = 12
@@ -36,6 +37,11 @@ class _Decoder(soundfile.SoundFile):
     def seekable(self) -> bool:
         return False
 
+    @property
+    def can_seek(self) -> bool:
+        """Whether `seek` works."""
+        return super().seekable()
+
 
 class AudioFile(AbstractContextManager):
     """An open audio file; several consecutive streams are read as one.
@@ -43,9 +49,12 @@ class AudioFile(AbstractContextManager):
     frames: samples per channel. samplerate: Hz. format: soundfile's name. name: for messages.
     """
 
+    _integers = False  # whether the file holds integers, so that every sample is a number in [-1, 1]
+
     def __init__(self, name: str, source: ByteSource, streams: list[Stream]):
         self.name, self._source, self._streams = name, source, streams
         self._files = [self._open(stream) for stream in streams]
+        self._integers = all(isinstance(f, PcmReader) for f in self._files)
         self._lengths = [s.frames or f.frames for s, f in zip(streams, self._files)]
         self.frames = sum(self._lengths)
         first = self._files[0]
@@ -58,7 +67,9 @@ class AudioFile(AbstractContextManager):
                     f"Hz, {file.channels}); convert it, for example with ffmpeg -i {Path(name).name} {Path(name).stem}.wav"
                 )
 
-    def _open(self, stream: Stream) -> _Decoder:
+    def _open(self, stream: Stream) -> _Decoder | PcmReader:
+        if stream.pcm is not None:
+            return PcmReader(self._source, stream.pcm)
         file, whole = self._source.file, (stream.start, stream.stop, stream.head) == (0, self._source.size, b"")
         if not whole or isinstance(file, io.BytesIO):
             return _Decoder(SourcePart(self._source, stream.head, stream.start, stream.stop))
@@ -72,7 +83,7 @@ class AudioFile(AbstractContextManager):
         """Close the file."""
         for file in self._files:
             file.close()
-        self._source.file.close()
+        self._source.close()
 
     def seek(self, frame: int) -> None:
         """Go to a sample, exactly, in any format."""
@@ -85,6 +96,8 @@ class AudioFile(AbstractContextManager):
         left = left if frames < 0 else min(frames, left)
         blocks = list(self._blocks(left))
         samples = blocks[0] if len(blocks) == 1 else np.concatenate([np.zeros((0, self.channels), np.float32), *blocks])
+        if self._integers:
+            return samples
         level = max(float(samples.max(initial=0.0)), -float(samples.min(initial=0.0)))
         if not np.isfinite(level):
             raise UserError(f"{self.name}: samples that are not finite numbers; {REMEDY}")
@@ -124,15 +137,14 @@ class AudioFile(AbstractContextManager):
     def _seek(self, number: int, start: int) -> None:
         """Go to a sample of one stream. Where seeking in libsndfile is not exact, decode from an earlier position."""
         stream, file, at = self._streams[number], self._files[number], self._positions[number]
-        can_seek = soundfile.SoundFile.seekable(file)
-        before = max(0, min(start - stream.preroll, self._lengths[number] - stream.tail)) if can_seek else 0
+        before = max(0, min(start - stream.preroll, self._lengths[number] - stream.tail)) if file.can_seek else 0
         if not before <= at <= start:
-            if stream.tail or not can_seek:
+            if stream.tail or not file.can_seek:
                 file.close()
                 file = self._files[number] = self._open(stream)
             if before:
                 file.seek(before)
-            elif not stream.tail and can_seek:
+            elif not stream.tail and file.can_seek:
                 file.seek(0)
             at = before
         while (left := start - at) > 0:
@@ -174,7 +186,7 @@ def open_unpacked(path: Path, data: bytes | None = None) -> AudioFile:
         return file
     except BaseException as error:
         message = _open_error(name, source, error)
-        source.file.close()
+        source.close()
         if message:
             raise UserError(message) from None
         raise

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from unitok.media.byte_source import BLOCK, ByteSource, Order
 from unitok.media.flac import is_one_stream, last_sample
 from unitok.media.mpeg import begins_stream, declared_size, find_mpeg, mpeg_frames, tag_size, walk_frames, xing_header
+from unitok.media.wav import Pcm, find_pcm
 
 #: Bytes by which a declared size may be wrong: some programs include the header or padding.
 SLACK = 64
@@ -35,6 +36,7 @@ class Stream:
     frames: int = 0  # the length, if libsndfile cannot know it
     preroll: int = 0  # to decode before a position (bit reservoir of MP3, prediction of Opus)
     tail: int = 0  # at the end, where seeking goes wrong, as it does after the first seek (Vorbis)
+    pcm: Pcm | None = None  # where its samples are, if they need no decoding
 
 
 class CutOff(Exception):
@@ -47,6 +49,8 @@ class CutOff(Exception):
 def streams_of(source: ByteSource) -> list[Stream]:
     """Return the streams of a file in order; all of the file, for libsndfile to open, if its format is not known here. Errors:
     `CutOff`."""
+    if pcm := find_pcm(source):
+        return [Stream(0, source.size, pcm=pcm)]
     return _find_streams(source, source.read(0, 4096)) or [Stream(0, source.size)]
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Literal
 
@@ -17,13 +18,28 @@ class ByteSource:
     """The bytes of the file at `path`, or `data`. size: number of bytes. Errors: `OSError`."""
 
     def __init__(self, path: Path, data: bytes | None = None):
-        self.file = open(path, "rb", buffering=0) if data is None else _in_memory(data)
-        self.size = self.file.seek(0, io.SEEK_END)
+        self.data = data
+        if data is None:
+            self.file = open(path, "rb", buffering=0)
+        self.size = len(data) if data is not None else self.file.seek(0, io.SEEK_END)
+
+    @cached_property
+    def file(self) -> IO[bytes]:
+        """The bytes as a file, which libraries read."""
+        assert self.data is not None
+        return _in_memory(self.data)
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if "file" in self.__dict__:
+            self.file.close()
 
     def read(self, start: int, size: int) -> bytes:
         """Return bytes [start, start + size), or fewer at the end of the file."""
         if start >= self.size or size <= 0:
             return b""
+        if self.data is not None:
+            return self.data[start : start + size]
         self.file.seek(start)
         return self.file.read(size)
 

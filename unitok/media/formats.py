@@ -10,6 +10,7 @@ import codecs
 import os
 import re
 import struct
+from functools import lru_cache
 from pathlib import Path
 
 from unitok.media.mpeg import find_mpeg
@@ -153,6 +154,7 @@ def sniff(path: Path) -> str | None:
         return sniff_bytes(file.read(HEAD), str(path))
 
 
+@lru_cache(maxsize=64)  # of a file that is looked at by several, one after the other
 def sniff_bytes(head: bytes, name: str = "") -> str | None:
     """Return what `sniff` does, from the first 4096 bytes of a file. name: its name or suffix, which decides if the content
     does not."""

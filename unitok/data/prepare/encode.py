@@ -221,9 +221,10 @@ class _Work:
                 self.bundle.require(name)
         except UserError as error:
             raise RunAborted(str(error)) from None
-        named = tuple(p if p.type == type else replace(p, type=type) for p, type in zip(raw.content, types, strict=True))
+        if any(part.type != type for part, type in zip(raw.content, types, strict=True)):
+            raw = replace(raw, content=tuple(replace(p, type=type) for p, type in zip(raw.content, types, strict=True)))
         options = partial(self._options, spec)
-        for version in versions(self.bundle, replace(raw, content=named), options, spec.turn_seconds):
+        for version in versions(self.bundle, raw, options, spec.turn_seconds):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
             kinds = [self.bundle.modality(part.type).kind for part in version.content]

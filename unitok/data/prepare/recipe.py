@@ -45,6 +45,8 @@ class Filters:
 
     def reject(self, facts: Mapping[str, float]) -> str:
         """The name of the first limit that facts (`Loaded.facts`) break, or ""."""
+        if self == _NO_FILTERS:
+            return ""
         measured = {f"{bound}_{name}": value for name, value in facts.items() for bound in ("min", "max")}
         if "width" in facts:
             short, long = sorted((facts["width"], facts["height"]))
@@ -54,6 +56,9 @@ class Filters:
             if limit and (value < limit if name.startswith("min") else value > limit):
                 return name
         return ""
+
+
+_NO_FILTERS = Filters()
 
 
 @dataclass(frozen=True)
