@@ -345,7 +345,7 @@ def test_a_folder_of_frames_is_a_video(u, folder, tmp_path):
     (tmp_path / "in" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = tokenize(Plan(str(tmp_path / "in" / "a.jsonl"), str(tmp_path / "out"), str(folder)))
     assert [len(TokenDataset(tmp_path / "out").document(n).segments[0].codes) for n in range(2)] == [12, 6]
-    assert "no images in this folder" in (tmp_path / "out" / "errors.jsonl").read_text()
+    assert '"error": "empty: no images in this folder' in (tmp_path / "out" / "errors.jsonl").read_text()
     (frames / "frame-3.png").write_bytes(b"torn")
     (short,) = u.read(frames)
     assert len(short.codes) == 2

@@ -350,7 +350,10 @@ class Blob:
 
     @contextmanager
     def local(self) -> Iterator[Path | None]:
-        """Give the path of a local file, for reading in pieces, or None. Raises `UserError` if the file changes meanwhile."""
+        """Give the path of a local file, for reading in pieces, or None.
+
+        Raises `UserError` if the file changes meanwhile. Errors that name the path name the source's file instead.
+        """
         yield None
 
 
@@ -383,17 +386,25 @@ class _FileBlob(Blob):
         if self.files.remote is not None:
             yield None
             return
-        if self.files.is_folder(self.name):
-            path = self.files.local(self.name)
-            changed = path.stat().st_mtime_ns
+        if not self.files.is_folder(self.name):
+            found = self.files.look(self.name)
+            if found.problem:
+                raise UserError(f"{self.name}: {found.problem}")
+            _check_stamp(self.name, found.stamp, self.stamp)
+        path = self.files.local(self.name)
+        before = _state(path)
+        try:
             yield path
-            if path.stat().st_mtime_ns != changed:
-                raise UserError(f"{self.name}: changed while it was read")
-            return
-        before = self.files.look(self.name)
-        if before.problem:
-            raise UserError(f"{self.name}: {before.problem}")
-        _check_stamp(self.name, before.stamp, self.stamp)
-        yield self.files.local(self.name)
-        if self.files.look(self.name) != before:
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), self.name)) from None
+        if _state(path) != before:
             raise UserError(f"{self.name}: changed while it was read")
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Bytes and time of change of a file or folder; None where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -76,8 +76,8 @@ def sample(
         prompt: {kind} of the prompt; may be repeated; NAME=FILE where the bundle has several tokenizers for it
         prompts: interleaved .jsonl file with a prompt per line, instead of the above
         root: folder that paths in --prompts must not leave (default: the file's)
-        mask: make anew what is white (or transparent) in this image, and keep the rest of the last --image (needs data.fill_rate)
-        fill: make anew 1.2s-1.9s of the last --audio, 0,0,32,0 pixels at left, top, right and bottom of --image, or ___ in --text
+        mask: make anew what is white (or transparent) in this image, and keep the rest of the --image that ends the prompt (needs data.fill_rate)
+        fill: make anew 1.2s-1.9s of the --audio that ends the prompt, 0,0,32,0 pixels at left, top, right and bottom of --image, or ___ in --text
 
     run:
         score: generate nothing: log-probabilities of the documents in --prompts, to scores.jsonl

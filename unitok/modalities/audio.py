@@ -144,21 +144,18 @@ class Audio(Modality["AudioTokenizer", "Tensor", AudioOptions]):
         with content.local() as path:  # without a path, the bytes are in memory
             data = None if path else content.read()
             size = (path.stat().st_size if path else len(data or b"")) if stretch is None else 0
-            try:
-                with open_audio(path or Path(name), data) as file:
-                    whole = file.frames / file.samplerate
-                    piece = _within(stretch, whole, name)
-                    seconds = whole if piece is None else piece[1] - piece[0]
-                    loaded = Loaded(content, (), view, file.format, {"seconds": seconds}, bytes=size)
-                    if seconds > LONG and piece is None:
-                        return loaded
-                    samples = read_clip(file, name, piece)
-                    if piece is not None and peak(samples) < SILENCE:  # of a recording that is not silent
-                        loaded.content, loaded.rejected = None, "silent_segments"
-                        return loaded
-                    loaded.content = tokenizer.convert(samples, file.samplerate, name)
-            except UserError as error:
-                raise UserError(str(error).replace(str(path), name) if path else str(error)) from None
+            with open_audio(path or Path(name), data) as file:
+                whole = file.frames / file.samplerate
+                piece = _within(stretch, whole, name)
+                seconds = whole if piece is None else piece[1] - piece[0]
+                loaded = Loaded(content, (), view, file.format, {"seconds": seconds}, bytes=size)
+                if seconds > LONG and piece is None:
+                    return loaded
+                samples = read_clip(file, name, piece)
+                if piece is not None and peak(samples) < SILENCE:  # of a recording that is not silent
+                    loaded.content, loaded.rejected = None, "silent_segments"
+                    return loaded
+                loaded.content = tokenizer.convert(samples, file.samplerate, name)
         loaded.size = tokenizer.size(loaded.content)
         return loaded
 
@@ -262,10 +259,7 @@ def _encode_long(tokenizer: "AudioTokenizer", loaded: Loaded) -> np.ndarray:
     """The codes of a file that is encoded in pieces; sets `loaded.size`."""
     blob: Blob = loaded.content
     with blob.local() as path:
-        try:
-            codes, loaded.size = tokenizer.encode_file(path or Path(blob.name), data=None if path else blob.read())
-        except UserError as error:
-            raise UserError(str(error).replace(str(path), blob.name) if path else str(error)) from None
+        codes, loaded.size = tokenizer.encode_file(path or Path(blob.name), data=None if path else blob.read())
     return codes.cpu().numpy()
 
 

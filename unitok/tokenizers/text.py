@@ -127,9 +127,10 @@ class TextTokenizer:
 
         Errors: `UserError` for a corpus without text, or with more distinct characters than `size` pieces can hold.
         """
-        if not 300 <= size < 1 << 31 or sample < 1:
-            fits = "at least 300 pieces, 256 of them bytes, and under 2^31, of one text or more"
-            raise UserError(f"size {size}, sample {sample}: {fits}")
+        if not 300 <= size < 1 << 31:
+            raise UserError(f"{size} pieces: at least 300, 256 of them bytes, and under 2^31")
+        if sample < 1:
+            raise UserError(f"{sample} texts to train on: at least 1")
         lines: list[str] = []
         long = 0
         for _, text in zip(range(sample), texts, strict=False):
@@ -167,7 +168,7 @@ class TextTokenizer:
             except RuntimeError as error:
                 if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
                     what = "this text has more distinct characters than so many pieces can hold"
-                    raise UserError(f"size {size}: {what}; give at least {needed[1]}") from None
+                    raise UserError(f"{size} pieces: {what}; give at least {needed[1]}") from None
                 most = re.search(r"value <= (\d+)", str(error))  # the largest size that a small corpus allows
                 if not most or int(most[1]) >= size:
                     raise UserError(f"SentencePiece could not train on this text: {first_line(error)}") from None

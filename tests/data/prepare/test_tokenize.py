@@ -11,6 +11,7 @@ from PIL import Image
 from unitok.bundle import Bundle
 from unitok.data.prepare.plan import Plan, make_plan, open_sources
 from unitok.data.prepare.recipe import SourceSpec
+from unitok.data.prepare.sources import Source
 from unitok.data.prepare.tokenize import detokenize, tokenize
 from unitok.data.prepare.worker import Worker
 from unitok.data.shards import TokenDataset
@@ -73,15 +74,18 @@ def test_bytes_do_not_depend_on_workers(scenes_folder, bundle_folder, tmp_path):
     assert len(files_of(tmp_path / "one")) > 3
 
 
-def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(scenes_folder, bundle_folder, tmp_path):
+def test_a_stopped_run_goes_on_without_listing_and_ends_with_the_same_bytes(
+    scenes_folder, bundle_folder, tmp_path, monkeypatch
+):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     tokenize(Plan(str(scenes_folder), str(whole), str(bundle_folder), documents_per_shard=30))
     plan = Plan(str(scenes_folder), str(stopped), str(bundle_folder), documents_per_shard=30)
     stopped.mkdir()
-    make_plan(plan, open_sources(plan), Bundle.from_pretrained(bundle_folder).vocab)
+    make_plan(plan, open_sources(plan), Bundle.from_pretrained(bundle_folder))
     entry = Worker(plan).process(1)  # as a run that was killed after this shard would have left it
     before = (stopped / entry["file"]).stat().st_mtime_ns
     (stopped / ".work" / "shard-00000.arrow.7.partial").write_bytes(b"torn")
+    monkeypatch.setattr(Source, "items", lambda *_: pytest.fail("a run that goes on has its listing"))
     tokenize(plan)
     assert (stopped / entry["file"]).stat().st_mtime_ns == before  # kept, not made again
     assert files_of(stopped) == files_of(whole)

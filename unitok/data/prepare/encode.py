@@ -7,7 +7,7 @@ order, never on timing, and so do the codes.
 
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -168,6 +168,7 @@ class _Work:
         self.encoder, self.bundle = encoder, encoder.bundle
         self.media: dict[tuple[str, ...], MediaItem] = {}
         self.options: dict[tuple[int, str], object] = {}  # by source and instance
+        self.instances: dict[tuple[int, str], str] = {}  # by source and type of a part
         self.lock = threading.Lock()
         self.results: list[Waiting | dict[str, str]] = []
         self.filtered: Counter[str] = Counter()
@@ -209,26 +210,14 @@ class _Work:
 
     def _prepare(self, spec: SourceSpec, raw: RawDocument, used: list[MediaItem]) -> Iterator[Waiting]:
         """The versions of a document. Content that stands in it is read first; its files only where that passes the filters."""
-        for part in raw.content:
-            if part.file is not None and self.bundle.may_lack(part.type):  # such as videos between images
-                try:
-                    self.bundle.require(part.type)
-                except UserError as error:
-                    raise UserError(f"{raw.where}: {error}") from None
-        try:
-            types = [self.bundle.instance(spec.instances.get(part.type, part.type)) for part in raw.content]
-            for name in set(types):
-                self.bundle.require(name)
-        except UserError as error:
-            raise RunAborted(str(error)) from None
+        types = [self._instance(spec, part, raw.where) for part in raw.content]
         if any(part.type != type for part, type in zip(raw.content, types, strict=True)):
             raw = replace(raw, content=tuple(replace(p, type=type) for p, type in zip(raw.content, types, strict=True)))
         options = partial(self._options, spec)
         for version in versions(self.bundle, raw, options, spec.turn_seconds):
             media: dict[int, MediaItem] = {}
             facts = Counter({"characters": 0.0})
-            kinds = [self.bundle.modality(part.type).kind for part in version.content]
-            about = [number for number, kind in enumerate(kinds) if modality_of(kind).refers]
+            about = [number for number, part in enumerate(version.content) if self.bundle.modality(part.type).refers]
             for number, part in enumerate(version.content):
                 if part.file is None and number not in about:
                     media[number] = MediaItem(part.type)
@@ -239,10 +228,24 @@ class _Work:
                 if part.file is not None:
                     media[number] = self._media_item(spec, part, version.id, options(part.type), used)
             for number in () if rejected else about:
-                media[number] = self._related(version.content[number], kinds, number, media, options, version.where)
+                media[number] = self._related(version.content, number, media, options, version.where)
             slim = tuple(replace(part, file=None, value="") for part in version.content)  # so that its content is not kept
             parts = tuple(media[number] for number in sorted(media)) if not rejected else ()
             yield Waiting(replace(version, content=slim), parts, spec, rejected)
+
+    def _instance(self, spec: SourceSpec, part: Part, where: str) -> str:
+        """The tokenizer of a part. Errors: `UserError` for a part that only its document lacks, `RunAborted` where the bundle has none."""
+        if (name := self.instances.get((id(spec), part.type))) is not None:
+            return name
+        try:
+            name = self.bundle.instance(spec.instances.get(part.type, part.type))
+            self.bundle.require(name)
+        except UserError as error:
+            if part.file is not None and self.bundle.may_lack(part.type):  # such as videos between images
+                raise UserError(f"{where}: {error}") from None
+            raise RunAborted(str(error)) from None
+        self.instances[id(spec), part.type] = name
+        return name
 
     def _options(self, spec: SourceSpec, name: str) -> object:
         """How a source's content for an instance is read."""
@@ -272,15 +275,10 @@ class _Work:
         return media_item
 
     def _related(
-        self,
-        part: Part,
-        kinds: list[str],
-        number: int,
-        media: Mapping[int, MediaItem],
-        options: Callable[[str], object],
-        where: str,
+        self, content: Sequence[Part], number: int, media: Mapping[int, MediaItem], options: Callable[[str], object], where: str
     ) -> MediaItem:
         """Content that is about other content of its document, which is loaded by now or by another thread."""
+        part, kinds = content[number], [self.bundle.modality(part.type).kind for part in content]
         item, modality = MediaItem(part.type), modality_of(kinds[number])
         try:
             value = modality.check(part.value, where)

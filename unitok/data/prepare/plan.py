@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -36,6 +36,7 @@ from unitok.vocab import Vocab
 log = logging.getLogger(__name__)
 
 VERSION = 6
+FIRST = 8  # documents of a source whose types are checked before any work
 LISTED_AT_ONCE = 8192  # rows of the listing held in memory
 _MEMBER = pa.struct([("name", pa.string()), ("start", pa.int64()), ("length", pa.int64())])
 _PLAIN: dict[object, pa.DataType] = {str: pa.string(), int: pa.int64()}
@@ -151,11 +152,44 @@ def open_sources(plan: Plan, bundle: Bundle | None = None) -> list[Source]:
 # ---- Planning -------------------------------------------------------------------------------------------------------
 
 
-def list_sources(plan: Plan, sources: list[Source]) -> Iterator[tuple[int, str, SourceItem]]:
-    """List all sources in order, each item as often as the source's weight says. Yields: source number, split, item."""
+def check_specs(sources: list[Source], bundle: Bundle) -> None:
+    """Raise `UserError` where the bundle has no tokenizer for a type that a source names."""
+    for source in sources:
+        spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
+        if unknown := spec.types() - set(bundle.types):
+            raise UserError(f"{where}: type {min(unknown)!r}; choose one of {', '.join(bundle.types)}")
+        for kind, name in spec.instances.items():
+            if name in bundle.vocab.spans and bundle.vocab.spans[name].kind != bundle.types[kind].kind:
+                raise UserError(f"{where}: {name} is not a tokenizer for {kind}; choose another")
+        for part in spec.template:
+            type = str(part["type"])
+            bundle.require(bundle.instance(spec.instances.get(type, type)))
+            if (key := bundle.types[type].key) not in part:
+                raise UserError(f"{where}: template: a part of type {type} needs a {key!r}")
+
+
+def _check_types(source: Source, items: list[SourceItem], bundle: Bundle) -> None:
+    """Raise `UserError` where the bundle has no tokenizer for a type that these documents have."""
+    for make in source.read(items):
+        try:
+            types = sorted({part.type for raw in make() for part in raw.content})
+        except Exception:  # reported when the run reads it
+            continue
+        for name in (name for name in types if not bundle.may_lack(name)):
+            bundle.require(bundle.instance(source.spec.instances.get(name, name)))
+
+
+def list_sources(plan: Plan, sources: list[Source], bundle: Bundle | None = None) -> Iterator[tuple[int, str, SourceItem]]:
+    """List all sources in order, each item as often as the source's weight says. Yields: source number, split, item.
+
+    bundle: which must have tokenizers for each source's first documents. Errors: `UserError`.
+    """
     for number, source in enumerate(sources):
-        weight = source.spec.weight
-        for item in source.items():
+        weight, items = source.spec.weight, source.items()
+        first = list(islice(items, FIRST)) if bundle is not None else []
+        if bundle is not None:
+            _check_types(source, first, bundle)
+        for item in chain(first, items):
             name = item.id or item.where
             copies = int(weight) + _chosen(weight % 1, plan.seed, "weight", name)
             apart = not item.split and _chosen(plan.validation, "validation", item.group or item.named or name)
@@ -228,8 +262,11 @@ def check_same(out: Path, plan: Plan, sources: list[Source], vocab: Vocab, diges
         raise UserError(f"{out}: was made with {changes or 'other files in its source'}; remove it or choose another folder")
 
 
-def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
-    """List the sources and write the plan. Errors: `UserError` where they hold nothing, and for a folder with another plan."""
+def make_plan(plan: Plan, sources: list[Source], bundle: Bundle) -> None:
+    """List the sources and write the plan.
+
+    Errors: `UserError` where they hold nothing, or types without a tokenizer, and for a folder with another plan.
+    """
     out = Path(plan.out)
     work = out / ".work"
     paths = [s.spec.path if "://" in s.spec.path else os.path.realpath(s.spec.path) for s in sources]
@@ -237,7 +274,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
     if old is not None:
         if old["device"] != plan.device.partition(":")[0]:
             raise UserError(f"{out}: was begun on {old['device']}; resume there, or choose another folder: codes may differ")
-        check_same(out, plan, sources, vocab, old["listing"])
+        check_same(out, plan, sources, bundle.vocab, old["listing"])
         if old["paths"] == paths and all((work / f"{split}.listing").exists() for split in old["documents"]):
             return  # files that changed since then are found when they are read
     for path in paths:
@@ -246,7 +283,7 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
     work.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with TemporaryDirectory(dir=work, prefix="listing") as folder:
-        listed = _write_listing(Path(folder), plan, sources, digest)
+        listed = _write_listing(Path(folder), plan, sources, digest, bundle)
         counts = listed.documents
         if not sum(counts.values()):
             raise UserError(f"{plan.name()}: no documents in it")
@@ -257,14 +294,14 @@ def make_plan(plan: Plan, sources: list[Source], vocab: Vocab) -> None:
                 "no documents to train on: all are for validation (those that name one file, or are of one group, stay together)"
             )
         if old is not None:
-            check_same(out, plan, sources, vocab, digest.hexdigest())
+            check_same(out, plan, sources, bundle.vocab, digest.hexdigest())
         for split in counts:
             (Path(folder) / split).replace(work / f"{split}.listing")
     size = plan.documents_per_shard or min(4096, max(64, -(-sum(counts.values()) // 32)))
     content = {
         "version": VERSION,
         "paths": paths,
-        "options": old["options"] if old else options_of(plan, sources, vocab, size),
+        "options": old["options"] if old else options_of(plan, sources, bundle.vocab, size),
         "listing": digest.hexdigest(),
         "threads": old["threads"] if old else plan.threads,
         "device": plan.device.partition(":")[0],
@@ -280,7 +317,7 @@ class _Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest) -> "_Listed":
+def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Digest, bundle: Bundle) -> "_Listed":
     """List the sources into one file per split. Returns: counts of what was listed."""
     listed = _Listed(sources, ["train", "validation"] if plan.validation else ["train"])
     rows: dict[str, list[dict[str, object]]] = {split: [] for split in listed.documents}
@@ -293,7 +330,7 @@ def _write_listing(folder: Path, plan: Plan, sources: list[Source], digest: _Dig
             writers[split].write_batch(pa.RecordBatch.from_pylist(rows[split], schema=LISTING))
             rows[split].clear()
 
-        for number, split, item in list_sources(plan, sources):
+        for number, split, item in list_sources(plan, sources, bundle):
             digest.update(_row_bytes(number, split, item))
             rows.setdefault(split, []).append(_to_row(number, listed.add(number, split, item)))
             if len(rows[split]) == LISTED_AT_ONCE:
@@ -372,11 +409,11 @@ def _from_table(table: pa.Table) -> list[tuple[int, SourceItem]]:
     ]
 
 
-def sample_items(plan: Plan, sources: list[Source], count: int) -> tuple[int, list[tuple[int, SourceItem]]]:
-    """List the sources. Returns: the number of documents, and `count` of them (in order), spread evenly."""
+def sample_items(plan: Plan, sources: list[Source], count: int, bundle: Bundle) -> tuple[int, list[tuple[int, SourceItem]]]:
+    """List the sources, with tokenizers of a bundle. Returns: the number of documents, and `count` of them (in order), spread evenly."""
     kept: list[tuple[int, SourceItem]] = []
     every = total = 1
-    for total, (number, _, item) in enumerate(list_sources(plan, sources), 1):
+    for total, (number, _, item) in enumerate(list_sources(plan, sources, bundle), 1):
         if (total - 1) % every == 0:
             kept.append((number, item))
             if len(kept) == 2 * count:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder, RunAborted
 from unitok.data.prepare.launch import ERROR_RATE, JUDGED_AFTER, ErrorRateExceeded, Progress, launch
-from unitok.data.prepare.plan import Plan, Run, check_same, make_plan, open_sources, sample_items
+from unitok.data.prepare.plan import Plan, Run, check_same, check_specs, make_plan, open_sources, sample_items
 from unitok.data.prepare.sources import Source
 from unitok.data.prepare.summary import Estimate, most, reason, show_document, splits_in_words, summary, total
 from unitok.data.prepare.worker import encode_items, full_disk, made, threads
@@ -72,14 +72,14 @@ def tokenize(
         info = TokenDataset(out).info
         say(f"{out}: complete already, {info['documents']} documents")
         return info
-    _check_types(sources, bundle)
+    check_specs(sources, bundle)
     created = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with locked(out, part) as log_file:
             (out / ".work").mkdir(exist_ok=True)
             with lock(out / ".work" / "planning"):
-                make_plan(plan, sources, bundle.vocab)
+                make_plan(plan, sources, bundle)
             if part is None:
                 remove_partials(out / ".work")
             run = Run(plan)
@@ -131,30 +131,6 @@ def _check_folder(out: Path, sources: list[Source]) -> None:
     files = out.iterdir() if out.exists() else ()
     if not begun and any(f.name not in (".work", "errors.jsonl") and f.suffix != ".log" for f in files):
         raise UserError(f"{out}: not empty, and not a data set; choose another folder")
-
-
-def _check_types(sources: list[Source], bundle: Bundle) -> None:
-    """Raise `UserError` where the bundle has no tokenizer for a type that a source names, or that its first documents have."""
-    for source in sources:
-        spec, where = source.spec, f"source {source.spec.name or source.spec.path}"
-        if unknown := spec.types() - set(bundle.types):
-            raise UserError(f"{where}: type {min(unknown)!r}; choose one of {', '.join(bundle.types)}")
-        for kind, name in spec.instances.items():
-            if name in bundle.vocab.spans and bundle.vocab.spans[name].kind != bundle.types[kind].kind:
-                raise UserError(f"{where}: {name} is not a tokenizer for {kind}; choose another")
-        for part in spec.template:
-            type = str(part["type"])
-            bundle.require(bundle.instance(spec.instances.get(type, type)))
-            if (key := bundle.types[type].key) not in part:
-                raise UserError(f"{where}: template: a part of type {type} needs a {key!r}")
-        first = [item for item, _ in zip(source.items(), range(8))]
-        for make in source.read(first):
-            try:
-                types = sorted({part.type for raw in make() for part in raw.content})
-            except Exception:  # reported when the run reads it
-                continue
-            for name in (name for name in types if not bundle.may_lack(name)):
-                bundle.require(bundle.instance(spec.instances.get(name, name)))
 
 
 def _make_shards(
@@ -235,8 +211,8 @@ def estimate(plan: Plan, sample: int = 200) -> Estimate:
     """Estimate what a run would give, from a sample of documents spread over the sources; nothing is written."""
     bundle = Bundle.from_pretrained(plan.bundle, device=plan.device, parts="tokenizers")
     sources = open_sources(plan, bundle)
-    _check_types(sources, bundle)
-    listed, items = sample_items(plan, sources, sample)
+    check_specs(sources, bundle)
+    listed, items = sample_items(plan, sources, sample, bundle)
     encoder = Encoder(bundle, plan.options, plan.seed)
     encode_items(encoder, sources, items[:1])  # to warm up
     with threads(plan.threads), TemporaryDirectory() as folder:
