@@ -207,7 +207,7 @@ def _right(decoder: Decoder, bundle: Unitok, scenes: Path) -> dict[str, float]:
         evaluation = Evaluation(bundle, Path(out), 0, config_of_scenes(bundle, GenerationConfig(text={"temperature": 0.0})))
         for fold in ("test", "systematic"):
             for direction in DIRECTIONS:
-                right = evaluation.right(direction, scenes / fold, read_scenes(scenes / fold))
+                _, right = evaluation.outputs(direction, scenes / fold, read_scenes(scenes / fold))
                 found[f"{fold}/{direction.name}"] = 100 * mean(right)
     return found
 

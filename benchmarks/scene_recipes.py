@@ -345,7 +345,9 @@ class PredictableImageTraining(ImageTokenizerTraining):
     def _keep(self, module: nn.Module, args: tuple[Tensor, ...], latents: Tensor) -> None:
         self.latents = latents.flatten(2).mT
 
-    def _backward(self, target: Tensor, out: Reconstruction, fraction: float, adversarial: bool) -> dict[str, Tensor]:
+    def _backward(
+        self, target: Tensor, semantic_target: Tensor | None, out: Reconstruction, fraction: float, adversarial: bool
+    ) -> dict[str, Tensor]:
         (prior,), (place,) = self.prior, self.place
         latents = self.tokenizer.quantizer._project(self.latents)
         mask = nn.Transformer.generate_square_subsequent_mask(len(place))
@@ -353,7 +355,7 @@ class PredictableImageTraining(ImageTokenizerTraining):
         weight = 4.0 / self.config.codebook_dim * min(1.0, 4 * self.progress)
         out.losses["predictable"] = weight * (guess - latents[:, 1:]).square().sum(-1).mean()
         self.prior_optimizer.zero_grad()
-        losses = super()._backward(target, out, fraction, adversarial)
+        losses = super()._backward(target, semantic_target, out, fraction, adversarial)
         self.prior_optimizer.step()
         return losses
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, circumstances
-from loss_race import Measure, make_tokens, on_all_ids, race
+from loss_race import Measure, Training, make_tokens, on_all_ids, race
 
 from unitok.data.loading import EndlessBatches
 from unitok.data.packing import PackedDataset
@@ -44,11 +44,10 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
     config = replace(PRESETS["tiny"].config, vocab_size=data.vocab.size, qk_norm="rms" if qk else "none")
     decoder = Decoder(config)
     [optimizer] = build_optimizers(decoder, "adamw", rate, 0.0, (0.9, 0.95), 0.0)
-    batches, done = iter(EndlessBatches(data, 1)), 0
+    batches = iter(EndlessBatches(data, 1))
     curves: dict[str, Any] = {name: [] for name in PANELS}
 
-    def step(share: float) -> None:
-        nonlocal done
+    def step(done: int, share: float) -> None:
         batch = on_all_ids({k: torch.from_numpy(v)[None] for k, v in data[next(batches)[0]].items()})
         for group in optimizer.param_groups:
             group["lr"] = rate * warmup_linear(done, share, 20)
@@ -58,12 +57,12 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         optimizer.zero_grad()
         (loss.total / batch["weights"].sum()).backward()
         optimizer.step()
-        done += 1
         curves["loss"].append(float(loss.nll.mean()))
         curves["output_norm"].append(float(watch.rms["output_rms"]))
         curves["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
 
-    curves["new"] = race(step, lambda: new(decoder), seconds)
+    name = f"{rate:g} {'QK-norm' if qk else 'no norm'}, z-loss {z_loss:g}"
+    [curves["new"]] = race([Training(name, seconds, step, lambda: new(lambda ids, within: decoder(ids, span_positions=within)))])
     return curves
 
 
@@ -114,7 +113,6 @@ def main() -> None:
         runs = {}
         for name, (qk, z) in zip(COLORS, itertools.product((True, False), (o.z_loss, 0.0)), strict=True):
             runs[name] = train(tokens, measure, qk, z, rate, o.seconds)
-            print(f"{rate:g} {name}: {runs[name]['new']:.3f} nats, {len(runs[name]['loss'])} steps", flush=True)
         losses[f"{rate:g}"] = {name: run["new"] for name, run in runs.items()}
     o.plot.write_text(draw(runs, f"AdamW at {RATES[-1]:g}, 1.8M parameters, {o.seconds:g} s each"))
     results = circumstances("cpu") | {"seconds": o.seconds, "z_loss": o.z_loss, "losses": losses}
