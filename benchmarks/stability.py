@@ -62,7 +62,9 @@ def train(tokens: Path, new: Measure, qk: bool, z_loss: float, rate: float, seco
         curves["logsumexp_rms"].append(float(loss.logsumexp.square().mean().sqrt()))
 
     name = f"{rate:g} {'QK-norm' if qk else 'no norm'}, z-loss {z_loss:g}"
-    [curves["new"]] = race([Training(name, seconds, step, lambda: new(lambda ids, within: decoder(ids, span_positions=within)))])
+    [curves["new"]] = race(
+        [Training(name, seconds, step, lambda: new(lambda ids, within: decoder(ids, span_positions=within)))]
+    )
     return curves
 
 
