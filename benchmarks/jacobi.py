@@ -1,6 +1,6 @@
 """Jacobi decoding of images beside plain sampling, on a trained bundle: speed, and whether the distribution is the same.
 
-    python benchmarks/jacobi.py [--quick] [--bundle runs/demo/bundle] [--device cuda]
+    python benchmarks/jacobi.py [--quick] [--bundle scenes] [--device cuda]
 
 Measured on the bundle of a demo, windows of 8 and 16: 1.83 to 2.39 times the images per second of plain sampling; no difference
 of the distributions is seen (p = 0.93 and 0.80).
@@ -39,7 +39,7 @@ def main() -> None:
     keep_large_blocks()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="fewer images: about 3 minutes")
-    p.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    p.add_argument("--bundle", default="scenes", help="with image tokens of a grid; default: the built-in one")
     p.add_argument("--count", type=int, default=0, help="images on each side for the distribution; 0: 600, quick 150")
     p.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
     p.add_argument("--device", default="cpu")

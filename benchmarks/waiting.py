@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -32,6 +33,7 @@ def main() -> None:
     p.add_argument("--quick", action="store_true", help="one round")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--busy", type=int, default=2, help="processes that only count, on the busy machine")
+    p.add_argument("--out", type=Path, help="default: benchmarks/results/waiting.json")
     p.add_argument("--only", metavar="BUNDLE", help=argparse.SUPPRESS)
     o = p.parse_args()
     if o.only:
@@ -51,7 +53,7 @@ def main() -> None:
                 theirs, passive, ours = (runs_of[name][task] for name in POLICIES)
                 row = {"case": f"{task}, {machine}", "unit": "per second", "ours": ours, "peer": "libgomp default"}
                 rows.append(row | {"theirs": theirs, "ratio": ours / theirs, "passive": passive})
-    write_results("waiting", rows)
+    write_results("waiting", rows, out=o.out)
 
 
 def in_turns(bundle: str, rounds: int) -> dict[str, dict[str, float]]:

@@ -352,7 +352,7 @@ class Blob:
     def local(self) -> Iterator[Path | None]:
         """Give the path of a local file, for reading in pieces, or None.
 
-        Raises `UserError` if the file changes meanwhile. Errors that name the path name the source's file instead.
+        Raises `UserError` if the file changes meanwhile. A `UserError` that names the path names the source's file instead.
         """
         yield None
 
@@ -386,17 +386,20 @@ class _FileBlob(Blob):
         if self.files.remote is not None:
             yield None
             return
+        before = None
         if not self.files.is_folder(self.name):
             found = self.files.look(self.name)
             if found.problem:
                 raise UserError(f"{self.name}: {found.problem}")
             _check_stamp(self.name, found.stamp, self.stamp)
+            before = found.size, found.stamp
         path = self.files.local(self.name)
-        before = _state(path)
+        before = before or _state(path)
         try:
             yield path
         except UserError as error:
-            raise UserError(str(error).replace(str(path), self.name)) from None
+            error.args = (str(error).replace(str(path), self.name),)
+            raise
         if _state(path) != before:
             raise UserError(f"{self.name}: changed while it was read")
 

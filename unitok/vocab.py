@@ -65,11 +65,9 @@ class Vocab:
     ranges: list[Range] = field(default_factory=list)
     specials: dict[str, int] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=dict)
-    _bodies: dict[str, tuple[Range, ...]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # what was looked up
 
     def __post_init__(self) -> None:
+        self._bodies: dict[str, tuple[Range, ...]] = {}  # what `body` has looked up
         check_declarations(self.ranges, self.specials, self.spans)
 
     # ---- Making --------------------------------------------------------------------------------------------------
@@ -115,6 +113,7 @@ class Vocab:
         specials |= dict(zip(new, free, strict=False))
         grown = Vocab(ranges, specials, self.spans | {span.modality: span})
         self.ranges, self.specials, self.spans = grown.ranges, grown.specials, grown.spans
+        self._bodies = {}
 
     # ---- Lookup --------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Promises of audio files: all of a file is read, at its true length and from the right places, or one line says why not."""
 
+import errno
 import io
 import struct
 
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 
 from unitok.errors import UserError
-from unitok.media import audio_seconds, audio_streams, open_audio, read_audio_blocks, read_clip
+from unitok.media import AudioFile, audio_seconds, audio_streams, open_audio, read_audio_blocks, read_clip
 from unitok.media.byte_source import ByteSource
 from unitok.media.mpeg import mpeg_frames
 
@@ -157,6 +158,37 @@ def test_wav_of_16_bits_is_read_as_libsndfile_reads_it(monkeypatch):
     ours = [outcome(data) for data in files]
     monkeypatch.setattr(audio_streams, "find_pcm", lambda source: None)
     assert ours == [outcome(data) for data in files]
+
+
+class Slow(io.FileIO):
+    """A file that gives few bytes at a time, as network file systems may."""
+
+    def read(self, size: int = -1) -> bytes:
+        return super().read(min(size, 999))
+
+
+class Broken(io.FileIO):
+    """A file on a disk that fails beyond the header."""
+
+    def read(self, size: int = -1) -> bytes:
+        if self.tell() > 40:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+def test_wav_on_a_slow_disk_is_read_whole_and_on_a_broken_one_is_named(tmp_path):
+    path, samples = tmp_path / "a.wav", sweep()
+    path.write_bytes(encoded("WAV", samples))
+    for kind in (Slow, Broken):
+        source = ByteSource(path)
+        source.file.close()
+        source.file = kind(path)
+        with AudioFile("a.wav", source, audio_streams.streams_of(source)) as file:
+            if kind is Slow:
+                assert np.allclose(file.read()[:, 0], samples, atol=1e-4)
+            else:
+                with pytest.raises(UserError, match=r"^a.wav: damaged audio \(.*Input/output error"):
+                    file.read()
 
 
 # ---- One after another ----------------------------------------------------------------------------------------------

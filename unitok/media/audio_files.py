@@ -123,7 +123,7 @@ class AudioFile(AbstractContextManager):
             if self._positions[number] != start:
                 self._seek(number, start)
             samples = self._files[number].read(count, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
+        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
             raise UserError(f"{self.name}: damaged audio ({_reason(error)}); {REMEDY}") from None
         self._positions[number] = start + len(samples)
         if (missing := count - len(samples)) == 0:

@@ -41,7 +41,10 @@ class ByteSource:
         if self.data is not None:
             return self.data[start : start + size]
         self.file.seek(start)
-        return self.file.read(size)
+        data = self.file.read(size)
+        while len(data) < size and (more := self.file.read(size - len(data))):  # the system may give less at a time
+            data += more
+        return data
 
     def number(self, start: int, size: int, order: Order = "little") -> int:
         """Return the unsigned integer in bytes [start, start + size)."""

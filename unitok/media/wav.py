@@ -1,7 +1,7 @@
 """WAV of 16-bit samples, the form of most short recordings, read as it stands in the file.
 
-Opening a file in libsndfile costs more than all else that is done with a second of audio. It still reads every WAV whose chunks do not
-add up exactly.
+Opening a file in libsndfile costs more than all else that is done with a second of audio. It still reads every other WAV, and those with
+chunks that are not known here, or that do not add up exactly.
 """
 
 import struct

@@ -17,6 +17,7 @@ from unitok.data.prepare.worker import Worker
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
 from unitok.interleaved import read_raw_documents
+from unitok.modalities import build_vocab
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -89,6 +90,20 @@ def test_a_stopped_run_goes_on_without_listing_and_ends_with_the_same_bytes(
     tokenize(plan)
     assert (stopped / entry["file"]).stat().st_mtime_ns == before  # kept, not made again
     assert files_of(stopped) == files_of(whole)
+
+
+def test_a_type_without_a_tokenizer_in_any_source_is_told_before_any_work(scenes_folder, bundle_folder, tmp_path, monkeypatch):
+    whole = Bundle.from_pretrained(bundle_folder)
+    parts = {name: whole.require(name) for name in ("text", "image")}
+    Bundle(build_vocab(parts), parts).save_pretrained(tmp_path / "bundle")
+    sources = [{"name": name, "path": str(scenes_folder / name)} for name in ("images", "audio")]
+    (tmp_path / "mix.yaml").write_text(json.dumps({"sources": sources}))
+    tried, read = [], Source.read
+    monkeypatch.setattr(Source, "read", lambda self, items: tried.extend(items) or read(self, items))
+    with pytest.raises(UserError, match="the bundle has no audio; add one with"):
+        tokenize(Plan("", str(tmp_path / "out"), str(tmp_path / "bundle"), recipe=str(tmp_path / "mix.yaml")))
+    assert len(tried) == 8 + 8  # the first of each source
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_output_says_so_and_another_source_is_refused(scenes_folder, mixed_folder, bundle_folder, tmp_path, capsys):

@@ -182,14 +182,17 @@ def _check_types(source: Source, items: list[SourceItem], bundle: Bundle) -> Non
 def list_sources(plan: Plan, sources: list[Source], bundle: Bundle | None = None) -> Iterator[tuple[int, str, SourceItem]]:
     """List all sources in order, each item as often as the source's weight says. Yields: source number, split, item.
 
-    bundle: which must have tokenizers for each source's first documents. Errors: `UserError`.
+    bundle: which must have tokenizers for the first documents of every source. Errors: `UserError`.
     """
-    for number, source in enumerate(sources):
-        weight, items = source.spec.weight, source.items()
-        first = list(islice(items, FIRST)) if bundle is not None else []
-        if bundle is not None:
+    listings = [source.items() for source in sources]
+    if bundle is not None:
+        firsts = [list(islice(items, FIRST)) for items in listings]
+        for source, first in zip(sources, firsts, strict=True):
             _check_types(source, first, bundle)
-        for item in chain(first, items):
+        listings = [chain(first, items) for first, items in zip(firsts, listings, strict=True)]
+    for number, (source, items) in enumerate(zip(sources, listings, strict=True)):
+        weight = source.spec.weight
+        for item in items:
             name = item.id or item.where
             copies = int(weight) + _chosen(weight % 1, plan.seed, "weight", name)
             apart = not item.split and _chosen(plan.validation, "validation", item.group or item.named or name)
