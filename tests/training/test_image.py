@@ -105,7 +105,9 @@ def test_a_batch_in_parts_trains_like_the_whole(tmp_path, scenes_folder, quantiz
 @pytest.mark.long  # tests/test_distributed.py has two processes on every run
 def test_two_processes_train_like_one_with_the_double_batch(tmp_path, scenes_folder):
     options = {"quantize_start": "0.3", "gan.start": "0.4", "gan.disc_only": "0", "gan.weight": "0.1", "gan.lecam": "0.01"}
-    options["tokenizer.encoder"] = "vqgan"  # of patches alone, equal ones have equal latents, and rounding decides which code is nearest
+    options["tokenizer.encoder"] = (
+        "vqgan"  # of patches alone, equal ones have equal latents, and rounding decides which code is nearest
+    )
     run_lightning(arguments(tmp_path / "one", scenes_folder, steps=6, **options))
     two = arguments(
         tmp_path / "two",

@@ -17,7 +17,7 @@ from unitok.configs import CONFIGS
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.tokenize import tokenize
 
-STEPS = {"image": 240, "audio": 360, "decoder": 600}  # some seconds on fast cores, too
+STEPS = {"image": 240, "audio": 360, "decoder": 300}  # some seconds on fast cores, too
 KILLS = 3
 SMALL = {
     "image": {"quantize_start": "0.2", "gan.start": "0.3", "ema_decay": "0.9"},
