@@ -47,6 +47,12 @@ def case(name: str, case: str, peer: str | None = None) -> dict[str, Any]:
     return one
 
 
+def ends(values: Iterable[float]) -> list[float]:
+    """The smallest and the largest."""
+    some = list(values)
+    return [min(some), max(some)]
+
+
 def ours(name: str, *cases: str) -> list[float]:
     """The results of unitok, fractions in percent."""
     rows = [case(name, c) for c in cases]
@@ -55,8 +61,7 @@ def ours(name: str, *cases: str) -> list[float]:
 
 def usage(side: str) -> list[float]:
     """The smallest and the largest fraction of codes in use, over the levels of speech, percent."""
-    percent = [100 * c[side] for c in results("speech")["cases"] if c["case"].endswith("usage")]
-    return [min(percent), max(percent)]
+    return ends(100 * c[side] for c in results("speech")["cases"] if c["case"].endswith("usage"))
 
 
 def on_scenes(kind: str, *measures: str) -> list[float]:
@@ -177,14 +182,12 @@ def test_the_figure_of_the_readme_is_drawn_from_a_bundle(tiny, tmp_path):
 
 def ratios(name: str, peer: str, of: str) -> list[float]:
     """The smallest and the largest ratio of the cases that `of` is part of."""
-    values = [c["ratio"] for c in results(name)["cases"] if c.get("peer") == peer and of in c["case"]]
-    return [min(values), max(values)]
+    return ends(c["ratio"] for c in results(name)["cases"] if c.get("peer") == peer and of in c["case"])
 
 
 def ratios_of(start: str, peer: str) -> list[float]:
     """Speeds of tokenize over a peer's, the smallest and the largest."""
-    values = [c["ratio"] for c in results("tokenization")["cases"] if c["peer"] == peer and c["case"].startswith(start)]
-    return [min(values), max(values)]
+    return ends(c["ratio"] for c in results("tokenization")["cases"] if c["peer"] == peer and c["case"].startswith(start))
 
 
 def loses(kind: str) -> list[float]:
@@ -206,9 +209,18 @@ def of_scale(what: str) -> list[float]:
     return [c["ours"] for c in results("scale")["cases"] if c["case"].endswith(f": {what}")]
 
 
-def ends(values: Iterable[float]) -> list[float]:
-    some = list(values)
-    return [min(some), max(some)]
+def of_server() -> list[float]:
+    """Clients, and how many times sooner their first token comes; then tokens per second beside one request at a time, fewest and most."""
+    cases = results("serve")["cases"]
+    sooner = {n: c["ratio"] for n in (8, 32) for c in cases if (c["case"], c["unit"]) == (f"{n} clients", FIRST)}
+    return [*(x for pair in sooner.items() for x in pair), *ends(c["ratio"] for c in cases if c["unit"] == "tokens per second")]
+
+
+def of_weights() -> list[float]:
+    """What weights of two bytes and of one change, and the number of greedy tokens; as many outputs are right in both."""
+    assert all(c["ours"] == c["theirs"] for c in results("weights")["cases"] if "percent right" in c["case"])
+    kept = ("log-probabilities, mean difference", "same choice, percent", "same tokens of 1,024, percent")
+    return [*(case("weights", f"{of}: {kind}")["ours"] for of in kept for kind in ("bfloat16", "int8")), 1024]
 
 
 def measured() -> dict[str, list[float]]:
@@ -244,12 +256,7 @@ def measured() -> dict[str, list[float]]:
     half = ["train_step_half", "train_step_compiled_half"]
     faster = [r for name in half for peer in ("qwen3", "chameleon") for r in ratios(name, peer, "speed")]
     smaller = [1 / r for name in half for peer in ("qwen3", "chameleon") for r in ratios(name, peer, "memory")]
-    fast, served = results("stability")["losses"]["0.03"], [f"{n} clients" for n in (8, 32)]
-    sooner = [c["ratio"] for of in served for c in results("serve")["cases"] if (c["case"], c["unit"]) == (of, FIRST)]
-    many = [c["ratio"] for c in results("serve")["cases"] if c["unit"] == "tokens per second"]
-    right = [c for c in results("weights")["cases"] if "percent right" in c["case"]]
-    assert all(c["ours"] == c["theirs"] for c in right)
-    kept = ("log-probabilities, mean difference", "same choice, percent", "same tokens of 1,024, percent")
+    fast = results("stability")["losses"]["0.03"]
     others = [loss for name, loss in fast.items() if name != "neither"]
     assert all(row["z-loss"] == min(row.values()) for row in results("stability")["losses"].values())
     return {
@@ -261,7 +268,7 @@ def measured() -> dict[str, list[float]]:
             *(case("jacobi", f"{of}: distribution")["ours"] for of in temperatures),
         ],
         "recipes": [best, min(lost[:3]), max(lost[:3]), lost[3], lost[-1], 512, max(lost[4:-1])],
-        "serve": [8, sooner[0], 32, sooner[1], min(many), max(many)],
+        "serve": of_server(),
         "stability": [0.03, fast["neither"], min(others), max(others)],
         "waiting": [*ratios("waiting", "libgomp default", "busy"), *ratios("waiting", "libgomp default", "quiet")],
         "loss_race": [race["ours"], race["theirs"]],
@@ -289,7 +296,7 @@ def measured() -> dict[str, list[float]]:
             *ratios("train_step", "chameleon", "all tokens: speed"),
             *(*faster, min(smaller), max(smaller)),
         ],
-        "weights": [*(case("weights", f"{of}: {kind}")["ours"] for of in kept for kind in ("bfloat16", "int8")), 1024],
+        "weights": of_weights(),
     }
 
 
