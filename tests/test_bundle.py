@@ -16,6 +16,7 @@ from unitok.cli import main
 from unitok.document import Document, Segment
 from unitok.errors import UserError
 from unitok.files import kind_of
+from unitok.hub import find
 from unitok.tokenizers import AudioTokenizer, ImageTokenizer, TextTokenizer
 
 
@@ -49,6 +50,39 @@ def test_the_first_levels_of_an_audio_tokenizer_may_be_all_that_is_used(bundle_f
         assert stop.value.code == 2
         assert problem in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
+
+
+def test_a_bundle_begins_with_the_tokenizers_that_made_its_decoders_data(tmp_path, capsys):
+    """A decoder of data of the built-in bundle, whose vocabulary has tokens of boxes and points, too."""
+    main(["bundle", str(tmp_path / "one"), "--tokenizers", "scenes"])
+    one, built_in = Bundle.from_pretrained(tmp_path / "one"), Bundle.from_pretrained("scenes")
+    assert one.vocab == built_in.vocab
+    assert one.model is None
+    assert not one.generation_config.given()  # which suits another decoder
+    built_in.model.save_pretrained(tmp_path / "decoder")
+    built_in.vocab.save(tmp_path / "decoder" / "vocab.json")
+    main(["bundle", str(tmp_path / "two"), "--tokenizers", "scenes", "--decoder", str(tmp_path / "decoder")])
+    assert Bundle.from_pretrained(tmp_path / "two").model is not None
+    for words, problem in (
+        (["scenes", "--decoder", str(tmp_path / "decoder")], "scenes: the name of the built-in bundle, which stays as it is"),
+        ([str(tmp_path / "one"), "--tokenizers", "scenes"], "has tokenizers; choose another folder"),
+        ([str(tmp_path / "three"), "--decoder", str(tmp_path / "decoder")], "as tokenizers (--tokenizers)"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["bundle", *words])
+        assert stop.value.code == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_what_is_known_of_a_bundle_stays_where_only_its_config_is_new(tmp_path):
+    shutil.copytree(find("scenes"), tmp_path / "b")
+    facts = Bundle.from_pretrained(tmp_path / "b", parts=()).facts
+    (tmp_path / "g.json").write_text('{"temperature": 0.5}')
+    made = make_bundle(tmp_path / "b", {}, generation_config=tmp_path / "g.json")
+    assert made.facts == facts
+    assert {"world", "scores", "training"} <= set(facts)
+    make_bundle(tmp_path / "b", {"audio": tmp_path / "b" / "tokenizers" / "audio"})
+    assert "scores" not in Bundle.from_pretrained(tmp_path / "b", parts=()).facts
 
 
 def test_the_levels_of_an_audio_tokenizer_may_be_delayed(bundle_folder, tmp_path):

@@ -350,6 +350,8 @@ def test_json_lines_come_back_with_their_numbers_and_bad_lines_with_why(tmp_path
     assert (found[1], found[6]) == (1, "last")
     assert str(found[4]).startswith("x.jsonl, line 4: not JSON (Expecting property name enclosed in double quotes at column ")
     assert str(found[5]) == "x.jsonl, line 5: JSON with too many nested brackets; mend or remove the line"
+    path.write_text('{"id": "bad", "content": [\n')
+    assert "Expecting value at column 27" in str(dict(read_json_lines(path))[1])
     for content, says in (("1".encode("utf-16"), "not UTF-8 text; convert it"), (None, "no such file")):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(UserError, match=f"x.jsonl: {says}"):

@@ -137,6 +137,11 @@ def test_bad_videos_are_one_line(u, tmp_path):
         (Video(torch.zeros(3, 32, 32), 8), "give 1 to 256 frames"),
         (Video(torch.zeros(2, 3, 32, 32), 7.5), "7.5 frames per second; give a whole number"),
         (Video(torch.zeros(0, 3, 32, 32), 8), "give 1 to 256 frames"),
+        (Video(torch.zeros(2, 3, 32, 32), "8"), "8 frames per second; give a whole number"),
+        (Video(torch.rand(2, 3, 32, 32) * 255, 8), r"float frames are in \[-1, 1\], got up to 25"),
+        (Video(torch.full((2, 3, 32, 32), torch.nan), 8), "not finite"),
+        (Video(torch.zeros(2, 3, 32, 32, dtype=torch.int64), 8), "frames of int64; give 1 to 256 frames"),
+        (Video("clip.mp4", 8), "frames: a str; give a tensor or NumPy array, 1 to 256 frames"),
     ):
         with pytest.raises(UserError, match=problem):
             u.read(content)
@@ -151,6 +156,15 @@ def test_bad_videos_are_one_line(u, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 50)
     with pytest.raises(UserError, match="not a readable video"):
         u.read(Path(tmp_path / "bad.mp4"))
+
+
+def test_frames_may_be_bytes_and_floats_of_any_size(u):
+    video = moving(3)
+    pixels = ((video.frames + 1) * 127.5).round().byte()
+    (expected,) = u.read(video)
+    for frames in (pixels, pixels.numpy(), video.frames.double(), video.frames.clone().requires_grad_()):
+        (segment,) = u.read(Video(frames, 8))
+        assert np.array_equal(segment.codes, expected.codes)
 
 
 def test_videos_between_images_are_listed_where_the_bundle_has_none(bundle_folder, tmp_path):

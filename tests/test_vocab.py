@@ -1,6 +1,7 @@
 """Promises of the vocabulary: documents and ids are inverses, ids never move, mismatches name both sides."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,14 @@ def test_audio_is_interleaved_frame_by_frame(vocab):
     ids = vocab.encode(Document((Segment("audio", [[1, 2], [3, 4], [5, 6]]),)))
     body = [vocab.name_of(i) for i in ids[2:-2]]
     assert body == ["audio.0:1", "audio.1:3", "audio.2:5", "audio.0:2", "audio.1:4", "audio.2:6"]
+
+
+def test_a_token_has_one_name_also_where_codes_stand_in_another_order(vocab):
+    r = vocab.range("image")
+    ranges = [replace(each, permutation=tuple(range(r.size))[::-1]) if each is r else each for each in vocab.ranges]
+    other = Vocab(ranges, vocab.specials, vocab.spans)
+    assert other.name_of(r.offset) == f"image:{r.size - 1}"
+    assert [f"<{other.name_of(id)}>" for id in range(r.offset, r.stop)] == other.names()[r.offset : r.stop]
 
 
 def test_roles_are_said_when_they_change_and_read_back(vocab):

@@ -251,15 +251,14 @@ class Unitok(Bundle):
 
         Returns: a `Transcript`. Errors: `UserError` that names the argument.
         """
-        own = _as_config({} if generation_config is None else generation_config).given().get("temperature", 0.0)
-        given = {"temperature": own if temperature is None else temperature}
-        return transcribe(self, recording, self._config(generation_config, given))
+        given: Values = {} if temperature is None else {"temperature": temperature}
+        return transcribe(self, recording, self._config(generation_config, given, GenerationConfig(temperature=0.0)))
 
     @checks_names
     def chat(
         self,
         messages: Sequence[MessageDict],
-        modalities: str | Sequence[str] = "free",
+        modalities: str | Sequence[str] | None = None,
         seed: int | None = None,
         max_new_tokens: int | None = None,
         *,
@@ -281,7 +280,7 @@ class Unitok(Bundle):
             messages: in OpenAI's form, the last one the user's: `[{"role": "user", "content": "Draw a cat."}]`. Content is a text or a
                 list of parts: `{"type": "text", "text": …}`, `{"type": "image_url", "image_url": {"url": a data URL or a file}}`,
                 `{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}`, `{"type": "image", "image": an object}`.
-            modalities: what the turn shall have, as in `generate`; `free`: what the model says until it ends its turn.
+            modalities: what the turn shall have, as in `generate`; default `free`: what the model says until it ends its turn.
             seed, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, guidance_scale, text, image, audio, sampling,
                 generation_config: as in `generate`.
 
@@ -289,7 +288,8 @@ class Unitok(Bundle):
         have in common with those of the last calls is not computed again. Errors: `UserError` that names the argument or message.
         """
         given = {name: value for name, value in locals().items() if name in _CONFIG_FIELDS and value is not None}
-        *_, reply = self.chats.stream(messages, self._config(generation_config, given))
+        config = self._config(generation_config, given, GenerationConfig(modalities="free"))
+        *_, reply = self.chats.stream(messages, config)
         assert isinstance(reply, Reply)
         return reply
 
@@ -301,9 +301,13 @@ class Unitok(Bundle):
         """What is remembered of conversations; `chats.stream` yields a turn while it is generated."""
         return Chat(self)
 
-    def _config(self, config: GenerationConfig | Mapping[str, object] | None, given: Values) -> GenerationConfig:
-        """Return the config of a call from its arguments."""
-        return config_for(self, _as_config({} if config is None else config), GenerationConfig(**given))
+    def _config(
+        self, config: GenerationConfig | Mapping[str, object] | None, given: Values, usual: GenerationConfig | None = None
+    ) -> GenerationConfig:
+        """Return the config of a call from its arguments. usual: what holds where neither says otherwise, over the bundle's own."""
+        return config_for(
+            self, usual or GenerationConfig(), _as_config({} if config is None else config), GenerationConfig(**given)
+        )
 
     def read_prompt(self, prompt: Prompt) -> Document:
         """Return the Document of one prompt: of a piece, or of a list of pieces."""

@@ -69,7 +69,7 @@ def write_json_lines(path: Path, rows: Iterable[object], staging: Path | None = 
 def parse_json_line(line: str, where: str) -> Any:
     """Return the value of one line of a JSON Lines file. Raises `UserError`, whose message begins with `where`."""
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip("\r\n"))  # with a line feed columns would be those of the next line
     except json.JSONDecodeError as error:
         reason = f"not JSON ({error.msg} at column {error.colno})"
     except ValueError as error:  # a number of too many digits

@@ -112,14 +112,19 @@ def part_folder(path: str | Path, name: str, revision: str | None = None) -> Pat
     return path / name if (path / "bundle.json").exists() or (path / name / "config.json").exists() else path
 
 
+def find_vocabulary(path: Path) -> Path | None:
+    """Return the vocab.json of a decoder, given its own folder or its bundle; None where there is none."""
+    folders = (path, *([path.parent] if (path.parent / "bundle.json").exists() else []))
+    return next((folder / "vocab.json" for folder in folders if (folder / "vocab.json").exists()), None)
+
+
 def known_vocabulary(path: Path) -> Path:
     """Return the vocab.json of a decoder, given its own folder or its bundle.
 
     Errors: `UserError` where there is none, as for an imported decoder: nobody knows what its tokens mean, even if their number fits.
     """
-    for folder in (path, *([path.parent] if (path.parent / "bundle.json").exists() else [])):
-        if (folder / "vocab.json").exists():
-            return folder / "vocab.json"
+    if vocab := find_vocabulary(path):
+        return vocab
     part_folder(path, "model")  # an error where there is no folder at all
     why = "what its tokens mean is not known, so it cannot be used with other tokenizers"
     remedy = "give a bundle, whose decoder was trained with its tokenizers"

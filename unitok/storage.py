@@ -151,7 +151,9 @@ class Files:
         if base in ("", ".", "..") or os.path.islink(path):
             path = os.path.realpath(path)
         if not path.startswith(self._inside) and path not in self.roots and not (self.named and name == self.named):
-            raise UserError("leaves the folder of its source: refused (`root` names another folder that paths may lead into)")
+            raise UserError(
+                "leaves the folder of its source: refused (`root` names another folder that paths may lead into; --root in commands)"
+            )
         return path
 
     def open(self, name: str) -> IO[bytes]:

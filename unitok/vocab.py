@@ -193,7 +193,8 @@ class Vocab:
                 return name
         for r in self.ranges:
             if r.kind != "special" and r.offset <= id < r.stop:
-                return f"{r.name}:{id - r.offset + (r.kind == 'grid')}"
+                position = id - r.offset
+                return f"{r.name}:{(r.permutation.index(position) if r.permutation else position) + (r.kind == 'grid')}"
         return f"<reserved_{id}>"
 
     # ---- Documents <-> tokens ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pytest
 from raw_data import png
@@ -51,6 +52,27 @@ def test_a_conversation_with_files_is_held_edited_saved_and_read_as_data(talk, t
     assert roles(printed) == ["system", "user", "assistant", *["system", "user", "assistant", "user", "assistant"]]
     assert "user: Then?" in printed
     assert "And now?" not in printed
+
+
+def test_a_config_file_says_what_answers_have(bundle_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "g.json").write_text('{"modalities": "text:4", "seed": 5}')
+    shown = []
+    for flags in (["--generation-config", str(tmp_path / "g.json")], ["--modalities", "text:4", "--seed", "5"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+        main(["chat", str(bundle_folder), "--out", str(tmp_path / "out"), *flags])
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert not (tmp_path / "out").exists()  # no image and no audio
+
+
+def test_a_message_that_cannot_be_said_leaves_the_conversation(bundle_folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Hello\n/edit {'word ' * 2000}\n/history\n"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda _: sys.stdin.readline().rstrip("\n") or (_ for _ in ()).throw(EOFError))
+    main(["chat", str(bundle_folder), "--modalities", "text:4"])
+    printed = capsys.readouterr()
+    assert "error: " in printed.err
+    assert roles(printed.out) == ["user", "assistant"]
 
 
 def test_another_answer_has_another_seed(talk):

@@ -426,7 +426,7 @@ def test_mistakes_in_tokenizing_are_one_line_and_leave_nothing(bundle_folder, sc
         ((scenes_folder, out, "--root", tmp_path / "nowhere"), ["--root", "no such folder"]),
         ((scenes_folder, out, "--template", "[]"), ["--template", "a list of parts"]),
         ((scenes_folder, "memory://out"), ["memory://out", "local (or mounted) folder"]),
-        ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate"]),
+        ((scenes_folder, out, "--max-error-rate", "2"), ["--max-error-rate 2", "from 0 to 1"]),
         ((scenes_folder, out, "--audio-segment", "-1"), ["--audio-segment -1"]),
         (("nosuchprotocol://x/y", out), ["nosuchprotocol"]),
         (("memory://nothing/here", out), ["no such file"]),
@@ -455,14 +455,25 @@ def test_a_dry_run_tells_how_much_it_will_be_and_a_recipe_does_it(bundle_folder,
 
 
 def test_a_dry_run_of_documents_that_are_all_bad_fails(bundle_folder, tmp_path, capsys):
-    (tmp_path / "x.jsonl").write_text('{"content": [{"type": "image", "path": "gone.png"}]}\n' * 3)
+    (tmp_path / "x.jsonl").write_text('{"content": [{"type": "image", "path": "gone.png"}]}\n' * 5)
     words = ["tokenize", str(tmp_path / "x.jsonl"), str(tmp_path / "out"), "--bundle", str(bundle_folder), "--dry-run"]
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2
     told = capsys.readouterr()
     assert "100.0% bad" in told.out
-    assert "none of the 3 documents of the sample can be used; the first: gone.png: no such file" in told.err
+    assert "none of the 5 documents of the sample can be used; the first: gone.png: no such file" in told.err
+    assert "and 2 more of the sample" in told.out
+
+
+def test_a_config_of_any_content_is_inspected_and_what_is_no_data_set_is_not_verified(bundle_folder, tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    for content in ("model: foo", "- 1", "model:", "model:\n  class_path: unitok.training.DecoderTraining\n  init_args:"):
+        config.write_text(f"# a comment\n{content}\n")
+        main(["inspect", str(config)])
+        assert "# a comment" in capsys.readouterr().out
+    assert_one_line(here("inspect", bundle_folder, "--verify"), "--verify checks data sets")
+    assert_one_line(here("inspect", "scens"), "built-in bundle (scenes)", "100m")
 
 
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):

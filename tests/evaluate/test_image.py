@@ -46,6 +46,17 @@ def test_fid_is_zero_for_equal_images_and_the_shift_of_the_means_for_shifted_one
         load_fid(tmp_path / "bad.pt", "cpu")
 
 
+def test_the_built_in_bundle_is_measured_and_numbers_that_make_no_sense_are_refused(scenes_folder, tmp_path, capsys):
+    words = ["eval", "image-tokenizer", "scenes", str(scenes_folder / "images"), "--out", str(tmp_path / "out")]
+    main([*words, "--limit", "2"])
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["images"] == 2
+    for flag in ("--limit", "--size", "--area", "--batch-size"):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, flag, "-1"])
+        assert stop.value.code == 2
+        assert f"{flag} -1: it must be at least" in capsys.readouterr().err
+
+
 def test_a_folder_is_measured_and_bad_files_are_counted(bundle_folder, scenes_folder, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()

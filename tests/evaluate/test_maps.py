@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unitok import Unitok
@@ -13,6 +14,7 @@ from unitok.errors import UserError
 from unitok.evaluate.documents import read_raw_documents
 from unitok.evaluate.maps import MapResult, evaluate_maps, map_scores
 from unitok.generation_config import SamplingParams
+from unitok.media.maps import labels_to_rgb
 
 
 def result(true, made) -> MapResult:
@@ -28,6 +30,22 @@ def test_scores_are_those_of_known_maps():
     assert depth["delta_1"] == 0.5
     void = map_scores([result([[0, 255], [255, 1]], [[0, 0], [1, 0]])], "labels")
     assert void == pytest.approx({"documents": 1, "mean_iou": 0.25, "pixel_accuracy": 0.5})
+
+
+def test_what_fills_up_the_last_codes_is_not_measured(bundle_folder, tmp_path, monkeypatch):
+    """A perfect answer, for a map whose sides are no whole codes, has perfect scores."""
+    labels = np.indices((21, 29)).sum(0).astype(np.uint8) // 13
+    Image.fromarray(np.zeros((21, 29, 3), np.uint8)).save(tmp_path / "0.png")
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    content = [{"type": "image", "path": "0.png", "loss": False}, {"type": "image", "path": "labels.png", "map": "labels"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"content": content}) + "\n")
+    u = Unitok.from_pretrained(bundle_folder)
+    colors = torch.from_numpy(labels_to_rgb(labels)).permute(2, 0, 1) / 127.5 - 1
+    whole = torch.nn.functional.pad(colors[None], (0, -29 % u.image.stride, 0, -21 % u.image.stride), "replicate")[0]
+    assert whole.shape[1:] > colors.shape[1:]
+    monkeypatch.setattr("unitok.evaluate.maps.generate_outputs", lambda *_, **__: [SimpleNamespace(images=[whole])])
+    (perfect,) = evaluate_maps(u, read_raw_documents(u, tmp_path / "d.jsonl"), "labels", SamplingParams())
+    assert np.array_equal(perfect.made, labels)
 
 
 def test_a_bundle_is_measured_on_documents_with_maps(bundle_folder, tmp_path, capsys):

@@ -303,3 +303,8 @@ def test_an_exported_decoder_writes_images_in_transformers_too(tiny, tmp_path):
     found = model.generate(padded[:1], max_new_tokens=24, num_beams=3, do_sample=False, logits_processor=[beams])
     document = vocab.decode(found[0, longest:].numpy())
     assert [s.modality for s in document.segments] == ["image", "text"]
+    fewer = GrammarLogitsProcessor.from_pretrained(tmp_path / "out", "image:2x2", 24)  # one token is allowed, of three beams
+    found = model.generate(
+        torch.tensor([[vocab.bos]]), max_new_tokens=24, num_beams=3, do_sample=False, logits_processor=[fewer]
+    )
+    assert [s.modality for s in vocab.decode(found[0, 1:].numpy()).segments] == ["image"]

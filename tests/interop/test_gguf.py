@@ -68,6 +68,18 @@ def test_tensors_and_tokens_are_those_of_the_bundle(bundle, tiny, tmp_path, weig
     assert (value["tokenizer.ggml.bos_token_id"], value["tokenizer.ggml.eos_token_id"]) == (vocab.bos, vocab.eos)
 
 
+def test_a_decoders_own_folder_in_a_bundle_is_exported_with_the_meaning_of_its_tokens(bundle, tmp_path, capsys):
+    for kind in ("gguf", "hf-qwen3"):
+        for source, out in ((bundle, "whole"), (bundle / "model", "own")):
+            main(["export", kind, str(source), str(tmp_path / f"{kind}-{out}")])
+        whole, own = ({f.name: f.read_bytes() for f in (tmp_path / f"{kind}-{out}").iterdir()} for out in ("whole", "own"))
+        assert whole == own
+    Bundle.from_pretrained(bundle, parts=["model"]).model.save_pretrained(tmp_path / "alone")
+    capsys.readouterr()
+    main(["export", "hf-qwen3", str(tmp_path / "alone"), str(tmp_path / "out")])
+    assert "alone: has no vocabulary" in capsys.readouterr().out
+
+
 def test_what_llama_cpp_does_not_have_is_refused(bundle, bundle_folder, tmp_path, capsys):
     def refusal(source, *more):
         with pytest.raises(SystemExit) as stop:
@@ -77,7 +89,8 @@ def test_what_llama_cpp_does_not_have_is_refused(bundle, bundle_folder, tmp_path
         return capsys.readouterr().err
 
     assert "span_positions" in refusal(bundle_folder, "gguf")
-    assert "give a bundle" in refusal(bundle / "model", "gguf")
+    Bundle.from_pretrained(bundle, parts=["model"]).model.save_pretrained(tmp_path / "alone")
+    assert "give a bundle" in refusal(tmp_path / "alone", "gguf")
     assert "weights f16: only for gguf" in refusal(bundle, "--weights", "f16", "hf-qwen3")
     known = Bundle.from_pretrained(bundle)
     for change, said in (

@@ -210,6 +210,7 @@ def test_a_folder_is_searched_with_one_open_per_file(tmp_path, monkeypatch):
         (tmp_path / folder / "2.txt").write_text("BMW parked beside a red wall")
     (tmp_path / "a" / ".hidden.png").write_bytes((tmp_path / "a" / "2.png").read_bytes())
     (tmp_path / "a" / "empty.png").touch()
+    (tmp_path / "a" / "empty.txt").touch()  # an empty caption is no image
     opened = []
     really = builtins.open
     monkeypatch.setattr(builtins, "open", lambda file, *a, **k: opened.append(str(file)) or really(file, *a, **k))
@@ -217,4 +218,4 @@ def test_a_folder_is_searched_with_one_open_per_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert found == [tmp_path / "a" / "2.png", tmp_path / "b" / "2.png"]
     assert empty == [tmp_path / "a" / "empty.png"]
-    assert len(opened) == len(set(opened)) == 5
+    assert len(opened) == len(set(opened)) == 6

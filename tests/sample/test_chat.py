@@ -46,6 +46,11 @@ def test_a_turn_ends_at_the_next_role_or_the_end_whatever_the_plan(unitok):
         assert vocab.name_of(int(ids[-1])) == vocab.span("image").end
 
 
+def test_a_config_says_what_a_turn_has_where_the_call_does_not(unitok):
+    for given in ({"modalities": "text:4"}, {"generation_config": {"modalities": "text:4"}}):
+        assert [s.modality for s in unitok.chat([USER], seed=1, **given).new.segments] == ["text"]
+
+
 def test_what_the_assistant_said_is_read_back_with_exactly_its_codes(unitok):
     messages = [USER]
     for turn in range(3):

@@ -26,8 +26,10 @@ def test_text_is_filled_at_its_blanks_and_nowhere_else(tiny):
         assert " text about" in output.text
         assert output.text.endswith(" much")
         assert "___" not in output.text
-    first, second = (tiny.fill("a ___ text", seed=3)[0].text for _ in range(2))
-    assert first == second
+    first, second, longer = (tiny.fill(f"a {blank} text", seed=3)[0].text for blank in ("___", "___", "______"))
+    assert first == second == longer
+    with pytest.raises(UserError, match="hole: a text has its holes as ___"):
+        tiny.fill("a ___ text", (0.1, 0.2))
 
 
 def test_pixels_outside_of_a_mask_of_any_shape_are_the_originals(tiny):

@@ -167,6 +167,8 @@ def test_whole_texts(u):
     given = {"max_new_tokens": 8}
     (output,) = u.generate([recording], "text", temperature=0.0, seed=0, **given)
     assert u.transcribe(recording, generation_config=given) == module.Transcript(output.text.strip())
+    hot = [given | {"seed": seed, "text": {"temperature": 5.0}} for seed in range(3)]
+    assert len({u.transcribe(recording, generation_config=config).text for config in hot}) > 1
 
 
 def test_what_is_no_recording(u):

@@ -124,6 +124,9 @@ def test_too_few_scenes_or_none_are_one_line(bundle_folder, scenes_folder, tmp_p
         evaluate_bundle(bundle_folder, scenes_folder, tmp_path / "out", 2, 0, {"systematic": scenes_folder})
     with pytest.raises(UserError, match="best_of 0: it must be at least 1"):
         evaluate_bundle(bundle_folder, scenes_folder, tmp_path / "out", 2, 0, best_of=0)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"count {count}: it must be at least 1"):
+            evaluate_bundle(bundle_folder, scenes_folder, tmp_path / "out", count, 0)
     assert not (tmp_path / "out").exists()
 
 

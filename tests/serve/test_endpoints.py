@@ -225,8 +225,12 @@ def test_an_image_is_edited_and_what_a_mask_shows_transparent_is_made_anew(clien
         pixels = pixels_of(image.b64_json)
         assert np.array_equal(pixels[18:, 18:], original[18:, 18:])
         assert (pixels[hole] != original[hole]).any()
-    (edited, _) = validated(client.images.edit(**given, image=files["image"])).data
+    answer = client.images.edit(**given, image=files["image"])
+    (edited, _) = validated(answer).data
     assert pixels_of(edited.b64_json).shape == original.shape
+    details = answer.usage.input_tokens_details
+    assert details.image_tokens > 24 * 32 // 8**2  # its codes, its size, and where it begins and ends
+    assert details.image_tokens + details.text_tokens == answer.usage.input_tokens
     small = io.BytesIO()
     mask.resize((8, 8)).save(small, "PNG")
     for bad, message in (
@@ -389,6 +393,7 @@ BAD = [
     ("images/generations", {"prompt": "a", "response_format": "url"}, "response_format"),
     ("audio/speech", {"input": "a", "response_format": "aac"}, "response_format"),
     ("audio/speech", {"input": "a", "seconds": 100_000}, "budget"),
+    ("audio/speech", {"input": "a" * 100_000}, "at most 60000 characters"),
 ]
 
 

@@ -218,6 +218,15 @@ def test_fewer_levels_encode_and_decode(monkeypatch):
         model.encode(waveform, num_codebooks=4)
 
 
+def test_a_copy_that_is_folded_leaves_the_original():
+    torch.manual_seed(0)
+    whole = AudioTokenizer(AudioTokenizerConfig(**SMALL, patch=4, norm="weight_norm"))
+    samples = torch.randn(1, 1, 2000).clamp(-1, 1) * 0.5
+    expected = whole.encode(samples)
+    assert torch.equal(whole.first_levels(2).prepare_for_inference().encode(samples), expected[:, :2])
+    assert torch.equal(whole.encode(samples), expected)
+
+
 def test_weight_norm_is_folded_without_a_change(tmp_path):
     torch.manual_seed(0)
     model = AudioTokenizer(AudioTokenizerConfig(**SMALL, norm="weight_norm", causal=True)).eval()

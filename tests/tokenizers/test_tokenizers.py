@@ -235,6 +235,23 @@ def test_wrong_arguments_are_one_line_that_names_them(tiny, name, given, message
     assert "\n" not in str(error.value)
 
 
+def test_codes_are_those_of_float32_under_autocast(tiny):
+    images, samples = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 1, 4000) - 0.5
+    codes = tiny.image.encode(images), tiny.audio.encode(samples)
+    pixels, waveform = tiny.image.decode(codes[0]), tiny.audio.decode(codes[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tiny.image.encode(images), codes[0])
+        assert torch.equal(tiny.audio.encode(samples), codes[1])
+        assert torch.equal(tiny.image.decode(codes[0]), pixels)
+        assert torch.equal(tiny.audio.decode(codes[1]), waveform)
+
+
+@pytest.mark.parametrize("given", ["a.png", Path("a.png"), None, np.zeros((8, 8, 3), np.uint8)])
+def test_what_is_no_pil_image_is_not_prepared(tiny, given):
+    with pytest.raises(UserError, match="^image: .*; give a PIL image"):
+        tiny.image.prepare(given)
+
+
 def test_codes_of_half_precision_are_refused(tiny):
     for part, given in (("image", torch.zeros(1, 3, 8, 8)), ("audio", torch.zeros(1, 1, 800))):
         half = copy.deepcopy(getattr(tiny, part)).bfloat16()

@@ -1,6 +1,7 @@
 """Promises of several processes: two train like one, go on as one or two, and sharded parameters change nothing."""
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,36 @@ def test_two_processes_train_like_one_with_the_double_batch_and_one_goes_on_wher
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-3, msg=name)
+
+
+OWN_DATA = """
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+def noted(items):
+    with open(f"seen-{torch.distributed.get_rank()}", "a") as file:
+        file.writelines(f"{number}\\n" for number, _ in items)
+    return torch.stack([image for _, image in items])
+
+class Numbered(L.LightningDataModule):
+    def train_dataloader(self):
+        images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        return DataLoader([*enumerate(images)], batch_size=4, shuffle=True, collate_fn=noted)
+"""
+
+
+def test_two_processes_divide_data_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN_DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    run_processes([
+        *("fit", "--config", str(CONFIGS / "scenes" / "image.yaml"), "--out", str(tmp_path / "run"), "--data", "own.Numbered"),
+        *("--model.init_args.minutes", "null", "--model.init_args.steps", "2", "--trainer.enable_progress_bar", "false"),
+        *("--trainer.devices", "2", "--trainer.strategy", "ddp"),
+    ])  # fmt: skip
+    first, second = ((tmp_path / f"seen-{rank}").read_text().split() for rank in (0, 1))
+    assert set(first).isdisjoint(second)
 
 
 @pytest.mark.long

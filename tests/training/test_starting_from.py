@@ -102,6 +102,9 @@ def test_a_run_starts_from_a_bundle_with_some_parameters_frozen(tmp_path, tokens
         "fine-tuning of all weights: lr 0.001 (default 0.001), muon_lr 0.002 (default 0.002), stable_fraction 0.3 (default 0)"
     )
     assert line in caplog.messages
+    architecture = next(m for m in caplog.messages if m.startswith(f"the architecture is that of {bundle_folder}: "))
+    assert "hidden_size 64, not 32" in architecture
+    assert "max_position_embeddings" not in architecture
     old = Unitok.from_pretrained(bundle_folder).model.state_dict()
     new = {name.removeprefix("decoder."): t for name, t in weights(tmp_path / "run").items()}
     moved = {name for name in old if not torch.equal(old[name], new[name])}

@@ -14,10 +14,13 @@ import torch
 from fitting import Poisoned, arguments, weights
 
 from unitok.checkpoints import load_checkpoint, newest_checkpoint
+from unitok.data.loading import EndlessBatches
 from unitok.data.packing import PackedDataset
+from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
-from unitok.training.fit import run_lightning
+from unitok.training.fit import _keep_metrics, run_lightning
 from unitok.training.parser import OTHER_NAMES, known_keys, nearest_key
+from unitok.training.shell import _random_state, _set_random_state
 
 
 def test_a_checkpoint_of_another_architecture_or_vocabulary_is_refused_by_name(tmp_path, tokens):
@@ -123,11 +126,81 @@ def test_what_a_run_cannot_go_on_with_is_refused_by_name(tmp_path, tokens, monke
         ("--data.init_args.seed=-1", "seed -1: it must be at least 0"),
         ("--data.init_args.workers=-1", "workers -1: it must be at least 0"),
         ("--data.init_args.condition_dropout=2", "condition_dropout 2.0: it must be from 0 to 1"),
+        ("--model.init_args.stable_fraction=30", "stable_fraction 30.0: it must be from 0 to 1"),
+        ("--data.init_args.loss_weights={text: -1}", "loss_weights.text -1.0: it must be from 0 to 1e+06"),
+        ("--data.init_args.loss_weights={text: .nan}", "loss_weights.text nan: it must be from 0 to 1e+06"),
     ],
 )
 def test_numbers_out_of_range_are_named(flag, message, tmp_path, tokens):
     with pytest.raises(UserError, match=f"^(.*: )?{re.escape(message)}"):
         run_lightning([*arguments("decoder", tmp_path / "run", tokens, 1), flag])
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "message"),
+    [
+        ("image", ["quantize_start=12"], "quantize_start 12.0: a fraction of the run, from 0 to below 1"),
+        ("image", ["gan.start=3"], "gan.start 3.0: it must be from 0 to 1"),
+        ("image", ["gan.width=10"], "gan.width 10: with gan.norm group it must be a multiple of 4"),
+        ("image", ["losses.l2=0"], "losses: nothing compares the images"),
+        ("image", ["losses.commitment=-1"], "losses.commitment -1.0: it must be at least 0"),
+        (
+            "audio",
+            ["losses.l1=0", "losses.l2=0", "losses.spectral_from=0.3"],
+            "losses: nothing compares the audio from the first step",
+        ),
+    ],
+)
+def test_tokenizers_settings_that_cannot_train_are_named_before_the_first_step(kind, flags, message, tmp_path, scenes_folder):
+    given = [f"--model.init_args.{flag}" for flag in flags]
+    with pytest.raises(UserError, match=f"^(.*: )?{re.escape(message)}"):
+        run_lightning(
+            [*arguments(kind, tmp_path / "run", scenes_folder / {"image": "images", "audio": "audio"}[kind], 2), *given]
+        )
+
+
+def test_files_that_a_recipes_weights_leave_out_are_missed(tmp_path, scenes_folder):
+    (tmp_path / "r.yaml").write_text(f"sources: [{{path: {scenes_folder / 'images'}, weight: 0.0001}}]")
+    with pytest.raises(UserError, match=r"r\.yaml: no files are left: raise the weights in it"):
+        run_lightning(arguments("image", tmp_path / "run", tmp_path / "r.yaml", 2))
+
+
+def test_data_without_samples_end_the_wait_for_one():
+    class Empty:
+        parts = 2
+
+        def order(self, epoch, part=None):
+            return []
+
+    with pytest.raises(UserError, match="no samples"):
+        next(iter(EndlessBatches(Empty(), 4)))
+
+
+def test_a_decoder_stops_after_passes_over_its_data(tmp_path, tokens):
+    data = PackedDataset([TokenDataset(tokens)], 192)
+    rows = [sum(len(data.order(epoch, part)) for part in range(data.parts)) for epoch in range(2)]
+    for epochs in (1, 2):
+        run_lightning(
+            arguments("decoder", tmp_path / "run", tokens, 500, "--trainer.max_epochs", str(epochs), "--resume", "auto")
+        )
+        seen = load_checkpoint(newest_checkpoint(tmp_path / "run"))["unitok"]["samples_seen"]
+        assert sum(rows[:epochs]) <= seen < sum(rows[:epochs]) + 4
+
+
+def test_metrics_of_earlier_parts_are_never_replaced(tmp_path):
+    (tmp_path / "metrics-2.csv").write_text("old")
+    (tmp_path / "metrics.csv").write_text("new")
+    _keep_metrics(tmp_path / "metrics.csv")
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"metrics-2.csv": "old", "metrics-3.csv": "new"}
+
+
+def test_random_states_of_a_gpu_are_left_where_there_is_none():
+    saved = _random_state()
+    expected = torch.rand(3)
+    _set_random_state(
+        saved | {"cuda": torch.zeros(16, dtype=torch.uint8), "torch.cuda": [torch.zeros(16, dtype=torch.uint8)] * 8}
+    )
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +258,6 @@ CALLBACKS = "--trainer.callbacks+=lightning.pytorch.callbacks."
         (["--trainer.max_epochs", "-3"], "at least 1"),
         (["--trainer.min_steps", "9"], "model.steps"),
         (["--trainer.overfit_batches", "0.5"], "give a number of steps"),
-        (["--trainer.use_distributed_sampler", "true"], "processes share each batch already"),
         (["--trainer.enable_checkpointing", "false"], "fast_dev_run"),
         (["--trainer.default_root_dir", "elsewhere"], "--out"),
         (["--trainer.strategy", "ddp_spawn"], "choose auto, ddp or"),

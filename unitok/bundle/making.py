@@ -103,6 +103,7 @@ def make_bundle(
     generation_config: Path | None = None,
     delayed: Iterable[str] = (),
     levels: Mapping[str, int] | None = None,
+    tokenizers: Path | None = None,
 ) -> Bundle:
     """Put parts into a bundle, or add them to one that is there. New tokenizers make a new vocabulary; a decoder must have been
     trained on exactly the bundle's. A decoder that comes as a bundle brings its tokenizers; others are added to its vocabulary, and the
@@ -114,10 +115,11 @@ def make_bundle(
         trust: as for `load_trained_part`. add: kinds whose tokenizers have no weights.
         overwrite: replace whatever is at `out`, and leave out a decoder that was trained with other tokenizers.
         kinds: kinds of content of the tokenizers whose names are not their kinds.
-        scores: how the bundle was measured, for its model card. Older ones, of the bundle as it was, are dropped.
+        scores: how the bundle was measured, for its model card. Older ones are dropped where parts are new.
         generation_config: a JSON file that says how the bundle is sampled where a call does not.
         delayed: tokenizers whose level k is written k frames late (MusicGen's pattern); one that replaces another is named again.
         levels: of audio tokenizers among `paths`: how many of the first levels are used.
+        tokenizers: a bundle whose tokenizers and vocabulary a new one begins with.
 
     Errors: `UserError` where something else is at `out`, for a delayed tokenizer that has one level or stands in the bundle without delay, for
     levels that a tokenizer does not have, or where a decoder would lose a tokenizer that it was trained with.
@@ -127,15 +129,16 @@ def make_bundle(
     old = Bundle.from_pretrained(out) if kind_of(out) == "bundle" else None
     for name, kind in kinds.items():
         _check_name(name, kind, old)
-    base = old or (_bundle_of(paths["model"]) if "model" in paths else None)  # whose tokens keep their numbers
+    if old and tokenizers:
+        raise UserError(f"{out}: has tokenizers; choose another folder to begin with those of {tokenizers}")
+    begin = Bundle.from_pretrained(tokenizers, parts="tokenizers") if tokenizers else None
+    base = old or begin or (_bundle_of(paths["model"]) if "model" in paths else None)  # whose tokens keep their numbers
     if base:
         kinds = {name: span.kind for name, span in base.vocab.spans.items()} | kinds
     loaded = {name: load_trained_part(kinds.get(name, name), path, trust, name) for name, path in paths.items()}
     _keep_levels(loaded, levels or {})
-    tokenizers: dict[str, TokenizerLike] = dict(base.tokenizers) if base else {}
-    tokenizers |= {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
-    tokenizers |= {kind: _plain(kind, settings) for kind, _, settings in (given.partition(":") for given in add)}
-    ordered = {n: tokenizers[n] for n in sorted(tokenizers, key=lambda n: list(modalities()).index(kinds.get(n) or n))}
+    given = {name: part for name, (part, _) in loaded.items() if not isinstance(part, Decoder)}
+    ordered = _ordered((base.tokenizers if base else {}) | given, add, kinds)
     model = loaded["model"][0] if "model" in loaded else old.model if old else None
     assert model is None or isinstance(model, Decoder)
     if not ordered and model is None:
@@ -143,25 +146,29 @@ def make_bundle(
     vocab, changed = _vocab_for(ordered, kinds, base, list(delayed))
     if old and old.model is not None and (changed or ("model" not in paths and vocab.size != old.vocab.size)):
         if not overwrite:
-            without = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
-            raise UserError(
-                f"{out}: holds a decoder that was trained with {without}; choose another folder, or overwrite to leave it out"
-            )
+            other = f"another {changed[0]} tokenizer" if changed else f"{old.vocab.size} ids, not {vocab.size}"
+            remedy = "choose another folder, or overwrite to leave it out"
+            raise UserError(f"{out}: holds a decoder that was trained with {other}; {remedy}")
         model = model if "model" in paths else None
     if "model" in loaded and not ordered:
-        raise UserError(
-            f"{out}: no tokenizers in it for the decoder {paths['model']}; give them too, or the bundle that has them"
-        )
+        remedy = "give the bundle that made its data as tokenizers (--tokenizers)"
+        raise UserError(f"{out}: no tokenizers in it for the decoder {paths['model']}; {remedy}")
     if "model" in loaded and (trained_on := loaded["model"][1].vocab):
         vocab.check_covers(Vocab.from_manifest(trained_on), "the bundle", str(paths["model"]))
         assert model is not None
         model = _with_rows(model, vocab.size)
-    bundle = Bundle(vocab, ordered, model, base.generation_config if base else None)
+    bundle = Bundle(vocab, ordered, model, base.generation_config if base and base is not begin else None)
     bundle.facts = _facts(bundle, old, {name: origin for name, (_, origin) in loaded.items()}, scores)
-    if generation_config is not None:
-        bundle.generation_config = _read_config(generation_config, bundle)
+    bundle.generation_config = _read_config(generation_config, bundle) if generation_config else bundle.generation_config
     bundle.save_pretrained(out, overwrite=True)
     return bundle
+
+
+def _ordered(tokenizers: Mapping[str, TokenizerLike], add: Iterable[str], kinds: Mapping[str, str]) -> dict[str, TokenizerLike]:
+    """Tokenizers, and those without weights of the kinds `add`, in the order of the kinds."""
+    plain = {kind: _plain(kind, settings) for kind, _, settings in (given.partition(":") for given in add)}
+    named = {**tokenizers, **plain}
+    return {name: named[name] for name in sorted(named, key=lambda name: list(modalities()).index(kinds.get(name) or name))}
 
 
 def _keep_levels(loaded: dict[str, tuple[Any, Origin]], levels: Mapping[str, int]) -> None:
@@ -198,7 +205,9 @@ def _read_config(file: Path, bundle: Bundle) -> GenerationConfig:
 
 
 def _facts(bundle: Bundle, old: Bundle | None, origins: Mapping[str, Origin], scores: Json) -> dict[str, Json]:
-    """What `bundle.json` says of the training of each part that is there, and the scores."""
+    """What `bundle.json` says of the training of each part that is there, and the scores; where no part is new, also all else that it said."""
+    if old is not None and not origins and bundle.parts == old.parts:
+        return old.facts | ({"scores": scores} if scores else {})
     before = old.facts.get("training") if old else None
     training: dict[str, Json] = dict(before) if isinstance(before, dict) else {}
     training |= {name: dict(origin.training) for name, origin in origins.items()}

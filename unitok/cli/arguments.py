@@ -46,6 +46,7 @@ def find_bundle(name: Written) -> Path:
 
 Input = Annotated[Path, check_input]
 BundleFolder = Annotated[Path, find_bundle]
+PartFolder = Annotated[Path, check_part]  #: of a tokenizer or decoder, of a run or bundle; also the name of a built-in bundle
 Dtype = Literal["float32", "bfloat16", "float16", "int8", "auto"]  #: of the weights that generate
 
 

@@ -42,9 +42,9 @@ def _sampling() -> dict[str, type]:
 def chat(
     bundle: BundleFolder = Path("scenes"),
     *,
-    modalities: str = "free",
+    modalities: str | None = None,
     system: str = "",
-    seed: int = 0,
+    seed: int | None = None,
     out: Path = Path("runs/chat"),
     device: str = "cpu",
     dtype: Dtype = "float32",
@@ -55,9 +55,9 @@ def chat(
 
     Args:
         bundle: bundle with tokenizers and a decoder: its folder, USER/NAME[@REVISION] on the Hugging Face hub, or scenes, the built-in one
-        modalities: what answers shall have: free, what the model chooses, or a plan such as text,image:8x12,audio:2s
+        modalities: what answers shall have: free, what the model chooses (the default), or a plan such as text,image:8x12,audio:2s
         system: instructions that begin the conversation
-        seed: of the first answer; each later one has the next seed
+        seed: of the first answer (default: 0); each later one has the next seed
         out: folder for the images and audio of the answers
         device: where to run: cpu, cuda, cuda:1, mps
         dtype: of the weights that generate; int8: on a CPU; auto: the fastest here
@@ -73,7 +73,9 @@ def chat(
 
     file = GenerationConfig.from_pretrained(generation_config) if generation_config else GenerationConfig()
     unitok = Unitok.from_pretrained(bundle, device=check_device(device), dtype=dtype)
-    talk = _Talk(unitok, config_for(unitok, file, GenerationConfig(**keywords)), modalities, seed, out)
+    keywords |= {name: value for name, value in (("modalities", modalities), ("seed", seed)) if value is not None}
+    usual = GenerationConfig(modalities="free", seed=0)
+    talk = _Talk(unitok, config_for(unitok, usual, file, GenerationConfig(**keywords)), out)
     if system:
         talk.begin(system)
     talk.run()
@@ -82,8 +84,8 @@ def chat(
 class _Talk:
     """A conversation in a terminal."""
 
-    def __init__(self, unitok: "Unitok", config: "GenerationConfig", modalities: str, seed: int, out: Path):
-        self.unitok, self.config, self.modalities, self.seed, self.out = unitok, config, modalities, seed, out
+    def __init__(self, unitok: "Unitok", config: "GenerationConfig", out: Path):
+        self.unitok, self.config, self.out = unitok, config, out  # the config is that of the next answer
         self.messages: list[dict[str, Any]] = []
         self.attached: list[dict[str, Any]] = []  # parts of the next message
         self.files = 0  # written so far
@@ -135,10 +137,9 @@ class _Talk:
         from unitok.cli.terminal import show
         from unitok.sample.chat import Reply
 
-        config = self.config.replace(modalities=self.modalities, seed=self.seed)
-        (reply,) = show(self.unitok.chats.stream(messages, config), self.unitok)
+        (reply,) = show(self.unitok.chats.stream(messages, self.config), self.unitok)
         assert isinstance(reply, Reply)
-        self.seed += 1
+        self.config = self.config.replace(seed=self.config.seed + 1)
         self.messages = [*messages, reply.message]
         for i, segment in enumerate(reply.new.segments):
             modality = self.unitok.modality(segment.modality)
@@ -171,7 +172,7 @@ class _Talk:
         from unitok.plan import parse_plan
 
         parse_plan(modalities, self.unitok.vocab, self.unitok.rates)
-        self.modalities = modalities
+        self.config = self.config.replace(modalities=modalities)
 
     def again(self, _: str) -> None:
         """Answer the last message again."""
@@ -183,11 +184,16 @@ class _Talk:
         """Take back the last message and its answer; say a text instead, if there is one."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise UserError("/edit: nothing was said yet")
+        before = self.messages, self.attached
         said = parts_in(self.messages[-2]["content"])
         self.messages = self.messages[:-2]
         self.attached = [part for part in said if text_in(part) is None]
-        if text:
-            self.say(text)
+        try:
+            if text:
+                self.say(text)
+        except UserError:
+            self.messages, self.attached = before
+            raise
 
     def begin(self, system: str) -> None:
         """Begin a new conversation, with instructions if there are any."""

@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from unitok.cli.arguments import BundleFolder, Dtype, Input
+from unitok.cli.arguments import BundleFolder, Dtype, Input, PartFolder
 from unitok.files import check_inputs, check_replaceable
 from unitok.hardware import check_device
 
@@ -223,7 +223,7 @@ def maps(
 
 
 def image_tokenizer(
-    tokenizer: Input,
+    tokenizer: PartFolder,
     images: Input,
     *,
     out: Path = Path("runs/eval-image"),
@@ -239,7 +239,7 @@ def image_tokenizer(
     """Reconstruct images and measure: JSON, a table, and a page with the worst ones first.
 
     Args:
-        tokenizer: a bundle, an image tokenizer's folder, or the folder of a run
+        tokenizer: a bundle (a folder, or scenes, the built-in one), an image tokenizer's folder, or the folder of a run
         images: folder of images
         out: folder for scores.json, images.jsonl, index.html
         size: cut out the center square, of this many pixels per side; 0: all of each image
@@ -263,7 +263,7 @@ def image_tokenizer(
 
 
 def video_tokenizer(
-    tokenizer: Input,
+    tokenizer: PartFolder,
     videos: Input,
     *,
     out: Path = Path("runs/eval-video"),
@@ -277,7 +277,7 @@ def video_tokenizer(
     """Reconstruct videos and measure: JSON, a table, and a page with the worst ones first.
 
     Args:
-        tokenizer: a bundle, an image tokenizer's folder, or the folder of a run
+        tokenizer: a bundle (a folder, or scenes, the built-in one), an image tokenizer's folder, or the folder of a run
         videos: folder of videos and animations
         out: folder for scores.json, videos.jsonl, index.html
         fps: frames per second that are taken, 1 to 60
@@ -296,7 +296,7 @@ def video_tokenizer(
 
 
 def audio_tokenizer(
-    tokenizer: Input,
+    tokenizer: PartFolder,
     audio: Input,
     *,
     out: Path = Path("runs/eval-audio"),
@@ -308,7 +308,7 @@ def audio_tokenizer(
     """Reconstruct audio and measure, by number of levels: JSON, a table, and a page to listen to.
 
     Args:
-        tokenizer: a bundle, an audio tokenizer's folder, or the folder of a run
+        tokenizer: a bundle (a folder, or scenes, the built-in one), an audio tokenizer's folder, or the folder of a run
         audio: folder of audio files
         out: folder for scores.json, audio.jsonl, index.html
         seconds: measure the first seconds of each file; 0: all of it

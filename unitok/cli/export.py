@@ -21,7 +21,7 @@ def export(
     weights: Literal["f32", "f16", "q8_0"] = "f32",
     overwrite: bool = False,
 ) -> None:
-    """Write a bundle's decoder in another program's format, with unitok_ids.json, which says what its tokens mean.
+    """Write a bundle's decoder in another program's format, with unitok_ids.json, which says what its tokens mean, where that is known.
 
     Args:
         kind: format to write.
@@ -32,15 +32,16 @@ def export(
     """
     from unitok.interop.decoder import export_decoder
     from unitok.model import Decoder
+    from unitok.pretrained import find_vocabulary
     from unitok.tokenizers import TextTokenizer
     from unitok.vocab import Vocab
 
     check_replaceable(out, "exported decoder", overwrite)
     check_inputs(out, [source])
-    decoder, known = Decoder.from_pretrained(source), source / "vocab.json"
-    vocab = Vocab.load(known) if known.exists() else None
+    decoder, known = Decoder.from_pretrained(source), find_vocabulary(source)
+    vocab = Vocab.load(known) if known else None
     text = vocab.bare if vocab and kind == "gguf" else None
-    tokenizer = TextTokenizer.from_pretrained(source, name=text) if text else None
+    tokenizer = TextTokenizer.from_pretrained(known.parent, name=text) if known and text else None
     export_decoder(kind, decoder, vocab, out, overwrite, tokenizer, weights)
     use = (
         f"llama-cli -m {out / f'decoder-{weights}.gguf'}"
@@ -48,3 +49,5 @@ def export(
         else "transformers' AutoModelForCausalLM.from_pretrained"
     )
     print(f"{out}: load it with {use}")
+    if vocab is None:
+        print(f"{source}: has no vocabulary, so nothing says what the tokens mean; export the bundle for that")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -72,8 +72,9 @@ def inspect(
     settle(folder)
     if "://" in what or (folder / "dataset.json").exists():
         _inspect_dataset(what, verify, page, bundle, samples)
-    elif page is not None:
-        raise UserError(f"{what}: no data set (dataset.json), so it has no samples for --page")
+    elif page is not None or verify:
+        flag = "--verify checks data sets" if verify else "so it has no samples for --page"
+        raise UserError(f"{what}: no data set (dataset.json), {flag}")
     elif (folder / "bundle.json").exists():
         _inspect_bundle(folder, costs)
     elif config := _decoder_config(folder):
@@ -84,7 +85,8 @@ def inspect(
         print(f"{what}: {known.source}")
         _print_costs(known.config, known.content, costs)
     elif not folder.exists():
-        raise UserError(f"{what}: no such file or folder, and no preset; presets are {', '.join(presets.PRESETS)}")
+        bundles, known_presets = ", ".join(built_in()), ", ".join(presets.PRESETS)
+        raise UserError(f"{what}: no such file or folder, built-in bundle ({bundles}) or preset ({known_presets})")
     elif (folder / "plan.json").exists():
         raise UserError(f"{what}: an unfinished data set; run its `unitok tokenize` again to finish it")
     else:
@@ -195,11 +197,17 @@ def _inspect_config(path: Path, costs: "Costs") -> None:
     from unitok.pretrained import make_config
 
     text = path.read_text(encoding="utf-8", errors="replace")
-    model = (read_yaml(path, text) or {}).get("model", {})
+    model = _inner(read_yaml(path, text), "model")
     print("\n".join(visible(line) for line in text.splitlines() if line.startswith("#")))
-    if model.get("class_path", "").endswith("DecoderTraining"):
-        decoder = make_config(DecoderConfig, model.get("init_args", {}).get("decoder", {}), str(path))
+    if str(model.get("class_path")).endswith("DecoderTraining"):
+        decoder = make_config(DecoderConfig, _inner(_inner(model, "init_args"), "decoder"), str(path))
         _print_costs(decoder, Preset(decoder).content, costs)
+
+
+def _inner(mapping: object, key: str) -> dict[str, Any]:
+    """A mapping in a mapping, empty where it is not there."""
+    inner = mapping.get(key) if isinstance(mapping, dict) else None
+    return inner if isinstance(inner, dict) else {}
 
 
 def _print_costs(config: "DecoderConfig", content: Mapping[str, str], costs: "Costs") -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from unitok.cli.arguments import BundleFolder, Fields, Given, Input
-from unitok.errors import UserError, visible
+from unitok.errors import UserError, check_range, visible
 from unitok.hardware import check_device
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ class Work:
     max_error_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or not 0 <= (self.max_error_rate or 0) <= 1:
-            raise UserError("--workers must be at least 0 and --max-error-rate in [0, 1]")
+        check_range("--workers", self.workers, 0)
+        check_range("--max-error-rate", self.max_error_rate, 0, 1)
         if (self.job_index is None) != (self.num_jobs is None):
             raise UserError("--job-index and --num-jobs belong together")
         if self.part and not 0 <= self.part[0] < self.part[1]:

@@ -65,11 +65,14 @@ class EndlessBatches:
     def _positions(self) -> Iterator[tuple[int, int]]:
         first = self.start() if callable(self.start) else self.start
         sample, epoch, part = self.part_of(first)
+        empty = 0  # parts without a sample, one after another
         while True:
             order = self.dataset.order(epoch, part)
             for i in range(max(0, first - sample), len(order)):
                 yield epoch, int(order[i])
-            sample, part = sample + len(order), part + 1
+            sample, part, empty = sample + len(order), part + 1, 0 if len(order) else empty + 1
+            if empty == self.dataset.parts:
+                raise UserError("there are no samples to train on")
             if part == self.dataset.parts:
                 epoch, part = epoch + 1, 0
             self._remember(PartStart(sample, epoch, part))
@@ -143,6 +146,10 @@ class DataModule(L.LightningDataModule):
         if trainer and trainer.overfit_batches:  # Lightning's flag to repeat the same batches
             seen %= int(trainer.overfit_batches) * self.batch_size * trainer.world_size
         return seen
+
+    def epochs(self, samples: int) -> int:
+        """The number of passes over the data that this many samples complete, of which the model has seen the last ones."""
+        return self._batches.part_of(samples).epoch if self._batches else self._part.epoch
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

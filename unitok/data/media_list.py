@@ -108,7 +108,7 @@ def list_media(
         seed: chooses which files a recipe's weights leave out or repeat.
         also: further kinds.
 
-    Errors: `UserError` for a path that does not exist, that is remote, or that has no such files.
+    Errors: `UserError` for a path that does not exist, that is remote, or that has no such files, and where a recipe's weights leave out all.
     """
     files: list[MediaFile] = []
     for path in [str(paths)] if isinstance(paths, str | Path) else paths:
@@ -119,6 +119,10 @@ def list_media(
                 name = os.path.relpath(file.label, folder)  # a copy of the source elsewhere gives the same
                 again = fraction > 0 and hash_fraction(seed, "weight", name) < fraction
                 files += [file] * (int(copies) + again)
+    if not files:
+        raise UserError(
+            f"{paths}: no files are left: raise the weights in it" if paths else "path: give a folder, file or pattern"
+        )
     return files
 
 

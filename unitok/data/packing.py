@@ -23,13 +23,14 @@ from unitok.data.best_fit import pack
 from unitok.data.order import chances_of, shuffled
 from unitok.data.shards import TokenDataset
 from unitok.document import Document
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError, check_range, first_line
 from unitok.grammar import Grammar
 from unitok.holes import punch, random_holes
 from unitok.vocab import SegmentSpan, Vocab
 
 PART = 1 << 16  # documents that are drawn and packed together, about
 _ROW_BITS = 32  # of an index: the row in its part; above it the part
+MAX_WEIGHT = 1e6  # of a data set, and of tokens in the loss
 LongDocuments = Literal["split", "cut", "drop", "error"]
 log = logging.getLogger("unitok")
 
@@ -146,8 +147,10 @@ class PackedDataset(torch.utils.data.Dataset):
     def _weight_table(self, argument: str, weights: Mapping[str, float], default: float) -> np.ndarray:
         """float32 [V]: the weight of each token in the loss, of `weights` by name; `default` where none applies.
 
-        Errors: `UserError` for a name that the vocabulary does not have.
+        Errors: `UserError` for a name that the vocabulary does not have, and for a weight below 0.
         """
+        for name, weight in weights.items():
+            check_range(f"{argument}.{name}", weight, 0, MAX_WEIGHT)
         table, known = np.full(self.vocab.size, default, np.float32), set[str]()
         for name, span in self.vocab.spans.items():
             for r in self.vocab.body(name):
@@ -190,8 +193,8 @@ class PackedDataset(torch.utils.data.Dataset):
         sizes = [len(d) for d in self.datasets]
         if weights is None:
             return sizes
-        if len(weights) != len(sizes) or min(weights) <= 0:
-            raise UserError(f"weights {list(weights)}: each data set needs one, above 0")
+        if len(weights) != len(sizes) or not all(0 < weight <= MAX_WEIGHT for weight in weights):
+            raise UserError(f"weights {list(weights)}: each data set needs one, above 0 and at most {MAX_WEIGHT:g}")
         drawn = [sum(tokens) * weight / sum(weights) for weight in weights]
         return [max(1, round(d * size / n)) for d, size, n in zip(drawn, sizes, tokens, strict=True)]
 

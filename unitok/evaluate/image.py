@@ -18,7 +18,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from unitok import pages
 from unitok.bundle import load_trained_part
-from unitok.errors import UserError, first_line
+from unitok.errors import UserError, check_range, first_line
 from unitok.evaluate.tokenizer import Measured, Row, evaluate_tokenizer, means, timed
 from unitok.media import encode_png, open_image
 from unitok.tokenizers.image import Fit, ImageTokenizer
@@ -110,6 +110,8 @@ class _ImageMeasure:
     fid: FrechetInceptionDistance | None = None
 
     def __init__(self, model: ImageTokenizer, size: int, area: int):
+        check_range("size", size, 0)
+        check_range("area", area, 0)
         self.model = model
         self.area = size**2 or area or None
         self.fit: Fit = "crop" if size else "keep"

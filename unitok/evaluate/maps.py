@@ -57,7 +57,7 @@ def evaluate_maps(
             chosen.append((raw, numbers[0]))
     if not chosen:
         raise UserError(f'no document has a learned part with "map": "{kind}" after something that is given')
-    prompts, plans, true = [], list[tuple[str, bool]](), []
+    prompts, plans, sizes, true = [], list[tuple[str, bool]](), [], []
     for raw, number in chosen:
         document, path = bundle.read_raw(raw), raw.content[number].path
         assert path is not None
@@ -65,6 +65,7 @@ def evaluate_maps(
         prompts.append(Document(document.segments[:number], document.id))
         turn = segment.role == "assistant" and document.segments[number - 1].role != segment.role
         plans.append((f"{segment.modality}:{'x'.join(map(str, segment.codes.shape))}", turn))
+        sizes.append(segment.size)
         true.append(map_values(str(path), path.read_bytes(), kind, far))
     if not any(_counted(values, kind).any() for values in true):
         raise UserError(
@@ -80,19 +81,20 @@ def evaluate_maps(
             zip(members, generate_outputs(bundle, [prompts[n] for n in members], config, progress=True), strict=True)
         )
     return [
-        MapResult(prompts[n].id, true[n], _made(outputs[n], kind, known, true[n].shape), outputs[n])
+        MapResult(prompts[n].id, true[n], _made(outputs[n], kind, known, sizes[n], true[n].shape), outputs[n])
         for n in range(len(prompts))
     ]
 
 
-def _made(output: Output, kind: MeasuredMap, known: Sequence[int], shape: tuple[int, ...]) -> np.ndarray:
-    """The generated map at the size of the true one."""
-    pixels = ((output.images[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
-    size = shape[1], shape[0]
+def _made(output: Output, kind: MeasuredMap, known: Sequence[int], size: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """The generated map at the size of the true one. size: height and width that the true one is encoded in; what is beyond fills up codes."""
+    (height, width), (true_height, true_width) = size, shape
+    pixels = ((output.images[0][:, :height, :width].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).cpu().numpy()
     if kind == "labels":
-        return np.asarray(Image.fromarray(rgb_to_labels(pixels, known, SMOOTH)).resize(size, Image.Resampling.NEAREST))
+        labels = Image.fromarray(rgb_to_labels(pixels, known, SMOOTH))
+        return np.asarray(labels.resize((true_width, true_height), Image.Resampling.NEAREST))
     depth = Image.fromarray((pixels.mean(axis=2) / 255).astype(np.float32))
-    return np.asarray(depth.resize(size, Image.Resampling.BILINEAR))
+    return np.asarray(depth.resize((true_width, true_height), Image.Resampling.BILINEAR))
 
 
 def map_scores(results: Sequence[MapResult], kind: MeasuredMap) -> dict[str, float]:

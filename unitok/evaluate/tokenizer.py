@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unitok import pages
-from unitok.errors import UserError, visible
+from unitok.errors import UserError, check_range, visible
 from unitok.files import check_replaceable, whole_folder, write_json, write_json_lines
 from unitok.media import find_media
 from unitok.storage import printable
@@ -59,6 +59,8 @@ def evaluate_tokenizer(
     set, and if no file can be read.
     """
     kind = measure.kind
+    check_range("limit", limit, 0)
+    check_range("batch_size", batch_size, 1)
     check_replaceable(out, f"{kind} evaluation", overwrite)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

@@ -16,6 +16,7 @@ from torch import Tensor
 from unitok.errors import UserError
 from unitok.files import read_json
 from unitok.grammar import Grammar, Row
+from unitok.intervals import holds
 from unitok.plan import parse_plan
 from unitok.vocab import Vocab
 
@@ -67,7 +68,11 @@ class GrammarLogitsProcessor(LogitsProcessor):
         before = self._rows.get(ids[:-1])
         if before is not None:
             row = before.copy()
-            if row.state != "done":
+            if row.state != "done" and not holds(row.allowed(), ids[-1]):
+                row.state = (
+                    "done"  # a beam of probability 0, which is given where fewer tokens are allowed than there are beams
+                )
+            elif row.state != "done":
                 row.advance(ids[-1])
             return row
         start = next((i for i, id in enumerate(ids) if id != vocab.pad), 0)

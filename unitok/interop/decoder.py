@@ -261,7 +261,10 @@ def export_decoder(
     fits |= {"mlp_bias": False, "attention_bias": False}
     for name, value in fits.items():  # servers have no bias on the output projection
         if getattr(c, name) != value:
-            raise UserError(f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported")
+            remedy = f"train one with model.init_args.decoder.{name} {str(value).lower()}"
+            raise UserError(
+                f"the decoder has {name} {getattr(c, name)!r}, which Qwen3 does not: it cannot be exported; {remedy}"
+            )
     with whole_folder(out, "exported decoder", overwrite) as partial:
         if kind == "gguf":
             from unitok.interop.gguf import write_gguf

@@ -297,7 +297,8 @@ def promised_kind(name: str) -> str:
 
 
 def find_media(folder: Path, kind: str, also: tuple[str, ...] = ()) -> tuple[list[Path], list[Path]]:
-    """Return the files of a kind (`image`, `audio`, `video`, `text`) or of further ones under a folder, and the empty files, both sorted.
+    """Return the files of a kind (`image`, `audio`, `video`) or of further ones under a folder, and the empty files that may be meant as such,
+    both sorted.
 
     Each file is opened once. A file that may not be read counts by its suffix. Hidden files and folders (`.name`) are left out.
     """
@@ -315,7 +316,8 @@ def find_media(folder: Path, kind: str, also: tuple[str, ...] = ()) -> tuple[lis
                     matching.append(Path(path))
                 continue
             if not head:
-                empty.append(Path(path))
+                if promised_kind(path) in kinds or not os.path.splitext(path)[1]:
+                    empty.append(Path(path))
             elif sniff_bytes(head, path) in kinds:
                 matching.append(Path(path))
     return sorted(matching), sorted(empty)

@@ -374,13 +374,22 @@ def _within(view: str) -> tuple[float, float]:
 
 def _checked(video: Video, name: str) -> tuple[np.ndarray, int]:
     """Frames uint8 [F, H, W, 3] and their whole number per second. Errors: `UserError`."""
-    frames = np.asarray(video.frames)
-    if frames.ndim != 4 or frames.shape[1] != 3 or not 1 <= len(frames) <= LONGEST:
-        raise UserError(f"{name}: frames {list(frames.shape)}; give 1 to {LONGEST} frames [F, 3, H, W], float in [-1, 1]")
-    if video.rate != round(video.rate) or not 1 <= video.rate <= FASTEST:
-        raise UserError(f"{name}: {video.rate:g} frames per second; give a whole number, 1 to {FASTEST}")
-    pixels = np.round((frames.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
-    return pixels.transpose(0, 2, 3, 1), int(video.rate)
+    import torch
+
+    from unitok.tokenizers.arguments import as_tensor, check_range
+
+    expected = f"1 to {LONGEST} frames [F, 3, H, W], float in [-1, 1] or uint8"
+    frames = as_tensor(f"{name}: frames", video.frames, expected).detach().cpu()
+    if frames.ndim != 4 or frames.shape[1] != 3 or not 1 <= len(frames) <= LONGEST or not frames.numel():
+        raise UserError(f"{name}: frames {list(frames.shape)}; give {expected}")
+    if not isinstance(video.rate, int | float) or video.rate != round(video.rate) or not 1 <= video.rate <= FASTEST:
+        raise UserError(f"{name}: {video.rate} frames per second; give a whole number, 1 to {FASTEST}")
+    if frames.dtype != torch.uint8:
+        if not frames.dtype.is_floating_point:
+            raise UserError(f"{name}: frames of {str(frames.dtype).removeprefix('torch.')}; give {expected}")
+        check_range(frames, 1.001, f"{name}: float frames are in [-1, 1]")
+        frames = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return frames.permute(0, 2, 3, 1).numpy(), int(video.rate)
 
 
 def frame_bytes(video: Video) -> Iterator[np.ndarray]:

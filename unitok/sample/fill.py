@@ -4,6 +4,7 @@ The decoder must have been trained to (`data.fill_rate`). It reads the content w
 what belongs there (`unitok.holes`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from unitok.sample.requests import Draft, sampling_of
 from unitok.sample.running import Request
 from unitok.storage import Blob
 
-BLANK = "___"
+BLANK = "___"  # or more of them
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def make_fill_drafts(
     """Return n drafts of `content` with its holes filled; see `Unitok.fill`. Errors: `UserError`."""
     before = Document(()) if prompt is None else read_one(bundle, prompt)
     is_text, most = _is_text(bundle, content), config.max_new_tokens
+    if is_text and hole is not None:
+        raise UserError(f"hole: a text has its holes as {BLANK}; leave it out")
     holed = _read_text(bundle, content, before) if is_text else _read_media(bundle, content, hole, before)
     if not is_text and "max_new_tokens" not in config.given():  # holes in media say how long their filling is
         most = bundle.inference.config.max_position_embeddings
@@ -101,7 +104,7 @@ def _is_text(bundle: Bundle, content: object) -> bool:
 def _read_text(bundle: Bundle, content: object, before: Document) -> _Holed:
     """Text whose holes are written as `___`; the space before one belongs to what is filled in."""
     name = bundle.vocab.bare or ""
-    pieces = str(content).split(BLANK)
+    pieces = re.split(f"{BLANK}+", str(content))
     if len(pieces) < 2:
         raise UserError(f"fill: no hole in the text; write {BLANK} where text is missing")
     tokenizer, r = bundle.require(name), bundle.vocab.body(name)[0]

@@ -29,7 +29,9 @@ SHORTEST = 20  # characters; what is shorter is spoken with what comes after it,
 
 Spoken = tuple[Document, list[PlanItem]]  # a prompt to be spoken, and the plan of the output
 
-_ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+|(?<=[。！？])(?![”’」』）])|(?<=[。！？][”’」』）])|\s*\n+\s*")
+_ENDS = re.compile(r"(?<=[.!?…])\s+|(?<=[.!?…][\"'”’)])\s+|(?<=[。！？])(?![”’」』）])|(?<=[。！？][”’」』）])|\n+")
+
+_FIRST = re.compile(r"\S|\Z")
 
 
 def sentences(text: str, longest: int = LONGEST) -> list[str]:
@@ -39,14 +41,14 @@ def sentences(text: str, longest: int = LONGEST) -> list[str]:
     for sentence in filter(None, map(str.strip, _ENDS.split(text))):
         if found and len(found[-1]) < SHORTEST and len(found[-1]) + len(sentence) < longest:
             sentence = f"{found.pop()} {sentence}"
-        while len(sentence) > longest:
-            head = sentence[:longest]
+        start = 0
+        while len(sentence) - start > longest:
+            head = sentence[start : start + longest]
             commas = [m.end() for m in re.finditer(r"[,;:](?=\s)|[、，；]", head)]
             cut = commas[-1] if commas else head.rfind(" ") + 1 or longest
-            found.append(sentence[:cut].strip())
-            sentence = sentence[cut:].strip()
-        if sentence:
-            found.append(sentence)
+            found.append(head[:cut].strip())
+            start = _FIRST.search(sentence, start + cut).start()  # type: ignore[union-attr]
+        found.append(sentence[start:])
     return found
 
 

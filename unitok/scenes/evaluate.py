@@ -22,7 +22,7 @@ from unitok.api import Unitok
 from unitok.bundle import Bundle
 from unitok.data.prepare.encode import Encoder
 from unitok.document import Document, Part, RawDocument, Segment
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.files import write_json
 from unitok.generation_config import FILE, GenerationConfig, combine
 from unitok.grammar import Grammar
@@ -348,10 +348,10 @@ def evaluate_bundle(
 
     Returns: scores by name.
     """
+    check_range("count", count, 1)
+    check_range("best_of", best_of, 1)
     unitok = Unitok.from_pretrained(bundle, device=device, dtype=dtype)
     rows = read_scenes(scenes, count)
-    if best_of < 1:
-        raise UserError(f"best_of {best_of}: it must be at least 1")
     rows_of_folds = {fold: read_scenes(folder, count)[:count] for fold, folder in folds.items()}
     for fold, of_fold in rows_of_folds.items():
         if others := {row["scene"].fold() for row in of_fold} - {fold}:

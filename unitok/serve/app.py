@@ -375,7 +375,10 @@ def _usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, int]:
 
 def _image_usage(drafts: list[Draft], outputs: list[Output]) -> dict[str, Any]:
     usage = _usage(drafts, outputs)
-    details = {"image_tokens": 0, "text_tokens": usage["prompt_tokens"]}
+    vocab = drafts[0].bundle.vocab
+    _, placed = vocab.encode_placed(drafts[0].prompt, eos=False)
+    text = 1 + sum(span.length for span in placed if span.modality == vocab.bare)  # bos, too
+    details = {"image_tokens": usage["prompt_tokens"] - text, "text_tokens": text}
     return {
         "input_tokens": usage["prompt_tokens"],
         "output_tokens": usage["completion_tokens"],

@@ -126,10 +126,13 @@ class ImageRequest(Sampling):
     partial_images: int | None = Field(None, ge=0, le=64)
 
 
+MOST_SPOKEN = 60_000  # characters of a text to be spoken: more than an hour
+
+
 class SpeechRequest(Sampling):
     """`POST /v1/audio/speech`. Extensions: `seconds`, and the sampling parameters. `voice` is accepted and changes nothing."""
 
-    input: str = Field(min_length=1)
+    input: str = Field(min_length=1, max_length=MOST_SPOKEN)
     voice: Any = None
     response_format: Literal["wav", "pcm", "flac", "mp3", "opus"] = "mp3"
     seconds: float | None = Field(None, gt=0, strict=False)

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from unitok.errors import UserError
 from unitok.media import convert_audio, open_audio, peak, read_audio_blocks, read_samples, write_audio_blocks
 from unitok.tokenizers.arguments import check_codes, check_samples, check_waveform
-from unitok.tokenizers.base import Reconstruction, Tokenizer
+from unitok.tokenizers.base import Reconstruction, Tokenizer, in_float32
 from unitok.tokenizers.config import AudioTokenizerConfig
 from unitok.tokenizers.patch import AudioPatchEncoder
-from unitok.tokenizers.pieces import batches, cut, windows
+from unitok.tokenizers.pieces import add_signals, batches, cut, windows
 from unitok.tokenizers.quantize import FiniteScalarFrames, ResidualQuantizer
 from unitok.tokenizers.seanet import Conv, ConvTranspose, SEANetDecoder, SEANetEncoder, fold_weights
 from unitok.tokenizers.stems import PatchHead, PatchStem, State
@@ -90,6 +89,7 @@ class AudioTokenizer(Tokenizer):
 
     # ---- Encoding ------------------------------------------------------------------------------------------------
 
+    @in_float32
     def encode(self, samples: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Return the codes of audio: [B, C, T] at `sample_rate` -> int64 [B, K, N], N = ceil(T / hop_length) per segment.
 
@@ -196,6 +196,7 @@ class AudioTokenizer(Tokenizer):
 
     # ---- Decoding ------------------------------------------------------------------------------------------------
 
+    @in_float32
     def decode(self, codes: Tensor, length: int | None = None, scales: Tensor | None = None) -> Tensor:
         """Return the audio of codes: int64 [B, k, N], the first k <= K levels -> [B, C, T] in [-1, 1].
 
@@ -258,7 +259,7 @@ class AudioTokenizer(Tokenizer):
             for i, y in enumerate(decoded, first):
                 w = weight[: y.shape[-1]]
                 y = _scaled(y, scales[:, min(i, scales.shape[1] - 1) :]) * w
-                total, weights = _sum(total, y), _sum(weights, w)
+                total, weights = add_signals(total, y), add_signals(weights, w)
                 stop = stride if i + 1 < len(pieces) else total.shape[-1]
                 yield total[..., :stop] / weights[:stop]
                 total, weights = total[..., stop:], weights[stop:]
@@ -291,6 +292,7 @@ class AudioTokenizer(Tokenizer):
             raise _silent(name, [waveform])
         return converted
 
+    @in_float32
     def encode_file(
         self, path: Path, num_codebooks: int | None = None, data: bytes | None = None
     ) -> tuple[Tensor, tuple[int, ...]]:
@@ -314,6 +316,7 @@ class AudioTokenizer(Tokenizer):
         codes, scales = (torch.cat([part[0] for part in several], -1) for several in zip(*parts, strict=True))
         return codes, _size(length, scales.cpu())
 
+    @in_float32
     def encode_shifted(self, blocks: Iterable[Tensor], shifts: int) -> Tensor:
         """Return the codes of audio that is late by 0, 1/S, … (S - 1)/S of a frame, int64 [S, K, N]; S = `shifts`.
 
@@ -330,6 +333,7 @@ class AudioTokenizer(Tokenizer):
 
         return torch.cat([codes for codes, _ in self._encode_blocks(delayed())], -1)
 
+    @in_float32
     def decode_file(self, codes: Tensor, path: Path, size: tuple[int, ...] = ()) -> None:
         """Write the audio of codes, int64 [K, N], as WAV, in pieces. size: a `Segment.size` (default: all that the codes
         cover). Inverse of `encode_file`."""
@@ -379,7 +383,8 @@ class _Stream:
         """Process a piece. Returns the output that is complete with it. last: whether it is the last piece."""
         piece = self._check(piece)
         self._empty = piece[..., :0]
-        return self._push(piece, last)
+        with torch.autocast(self.tokenizer.device.type, enabled=False):
+            return self._push(piece, last)
 
     def finish(self) -> Tensor:
         """Return the rest of the output. Errors: `ValueError` if nothing was pushed."""
@@ -427,13 +432,6 @@ def _size(length: int, scales: Tensor | None) -> tuple[int, ...]:
 def _scales_of(size: tuple[int, ...]) -> Tensor:
     """Return the scales [1, segments] of a `Segment.size`."""
     return torch.tensor(size[1:])[None] * SCALE_UNIT
-
-
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    """Add two signals [..., t] that begin together; the shorter one is padded with zeros."""
-    longest = max(a.shape[-1], b.shape[-1])
-    a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
-    return a + b
 
 
 def _scaled(samples: Tensor, scales: Tensor) -> Tensor:

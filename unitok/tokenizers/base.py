@@ -1,9 +1,10 @@
 """Base class of image and audio tokenizers: configuration, folder, fingerprint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,18 @@ from unitok.pretrained import load_part, load_state, make_config, part_folder, s
 from unitok.tokenizers.config import AudioTokenizerConfig, ImageTokenizerConfig
 
 TokenizerConfig = ImageTokenizerConfig | AudioTokenizerConfig
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_float32(method: F) -> F:
+    """Let a method of what has a `device` compute in float32, in which codes are defined, also where its caller uses autocast."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return cast(F, run)
 
 
 @dataclass

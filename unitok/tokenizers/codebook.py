@@ -105,8 +105,13 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - center, codebook - center
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
-    parts = [torch.addmm(half, part, codebook.T, beta=-1).argmax(-1) for part in flat.split(rows)]
+    parts = [_argmax(torch.addmm(half, part, codebook.T, beta=-1)) for part in flat.split(rows)]
     return torch.cat(parts).reshape(vectors.shape[:-1])
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """`scores.argmax(-1)` of [N, K], int64 [N]. On a CPU NumPy's, which is six times as fast (docs/notes.md) and equal."""
+    return torch.from_numpy(scores.detach().numpy().argmax(-1)) if scores.device.type == "cpu" else scores.argmax(-1)
 
 
 def _draw(vectors: Tensor, count: int, generator: torch.Generator) -> Tensor:

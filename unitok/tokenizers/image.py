@@ -21,10 +21,10 @@ from einops import rearrange
 from PIL.Image import Image
 from torch import Tensor
 
-from unitok.errors import UserError
+from unitok.errors import UserError, type_of
 from unitok.media import crop_square, fit_image, image_to_tensor, open_image, save_image, stretch_image, to_rgb
 from unitok.tokenizers.arguments import as_tensor, check_codes, check_images
-from unitok.tokenizers.base import Reconstruction, Tokenizer
+from unitok.tokenizers.base import Reconstruction, Tokenizer, in_float32
 from unitok.tokenizers.config import ImageTokenizerConfig
 from unitok.tokenizers.patch import ImagePatchEncoder
 from unitok.tokenizers.quantize import VectorQuantizer, build_quantizer
@@ -131,6 +131,7 @@ class ImageTokenizer(Tokenizer):
             codes = codes[:, 0]
         return Reconstruction(signal[..., :height, :width], codes, q.losses, q.projected)
 
+    @in_float32
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the codes of images: [B, 3, H, W] in [-1, 1] -> int64 [B, ceil(H / stride), ceil(W / stride)].
@@ -139,6 +140,7 @@ class ImageTokenizer(Tokenizer):
         """
         return self._encode_all(check_images(images, self.dtype))
 
+    @in_float32
     @torch.no_grad()
     def encode_videos(self, videos: Sequence[Tensor]) -> list[Tensor]:
         """Return the codes of videos whose grids have equal sides: of each, [F, 3, H, W] in [-1, 1] -> int64 [steps(F), h, w].
@@ -200,6 +202,7 @@ class ImageTokenizer(Tokenizer):
         starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
         return [(start, start + size) for start in starts]
 
+    @in_float32
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Return the images of codes: int64 [B, h, w] -> [B, 3, h * stride, w * stride] in [-1, 1].
@@ -208,6 +211,7 @@ class ImageTokenizer(Tokenizer):
         """
         return self._decode_all(check_codes(codes, "[B, h, w]", self.codebook_size)[:, None])
 
+    @in_float32
     @torch.no_grad()
     def decode_video(self, codes: Tensor, frames: int | None = None, start: int = 0) -> Tensor:
         """Return the frames of a video's codes: int64 [S, h, w] -> [F, 3, h * stride, w * stride] in [-1, 1], on the CPU.
@@ -272,7 +276,7 @@ class ImageTokenizer(Tokenizer):
         Errors: `UserError` for an image without pixels.
         """
         area = area or self.config.resolution**2
-        if 0 in image.size:
+        if 0 in _checked(image).size:
             raise UserError(f"an image of {image.width} x {image.height} pixels; replace it or leave it out")
         image = to_rgb(image) if image.mode != "RGB" else image
         if fit == "keep":
@@ -283,7 +287,7 @@ class ImageTokenizer(Tokenizer):
     def prepare(self, image: Image, area: int | None = None, fit: Fit = "keep") -> Tensor:
         """Return [3, H, W] in [-1, 1], of which `encode` takes batches, from an image of any mode and size. area, fit: as for
         `fit`."""
-        return image_to_tensor(self.fit(to_rgb(image), area, fit))
+        return image_to_tensor(self.fit(to_rgb(_checked(image)), area, fit))
 
     def encode_file(self, path: Path, area: int | None = None, fit: Fit = "keep") -> tuple[Tensor, tuple[int, int]]:
         """Return the codes of an image file, int64 [h, w], and its (height, width) in pixels before padding. area, fit: as for
@@ -297,3 +301,10 @@ class ImageTokenizer(Tokenizer):
         pixels = self.decode(codes[None])[0]
         height, width = size or pixels.shape[-2:]
         save_image(path, pixels[:, :height, :width])
+
+
+def _checked(image: object) -> Image:
+    """Errors: `UserError` for what is no PIL image."""
+    if not isinstance(image, Image):
+        raise UserError(f"image: {type_of(image)}; give a PIL image (encode_file reads a file, encode takes tensors)")
+    return image

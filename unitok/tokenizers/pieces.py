@@ -1,9 +1,11 @@
-"""Signals of any length in pieces: consecutive blocks [..., t] are cut into pieces or windows of another length."""
+"""Signals of any length in pieces: consecutive blocks [..., t] are cut into pieces or windows of another length, and
+added up."""
 
 import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -43,3 +45,10 @@ def windows(blocks: Iterable[Tensor], length: int, margin: int, unit: int) -> It
             held, left = held[..., keep:], left + length - keep
     if held is not None and held.shape[-1] > left:
         yield held, left, 0
+
+
+def add_signals(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of two signals [..., t] that begin together; the shorter one is padded with zeros."""
+    longest = max(a.shape[-1], b.shape[-1])
+    a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
+    return a + b

@@ -25,6 +25,9 @@ def fold_weights(network: nn.Module) -> None:
     """Replace weight norm, in place, by plain weights of equal values in the memory layout for inference."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
+            shared = type(module)  # with copies of the module, and what follows changes it
+            own = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         if isinstance(module, nn.Conv1d):
@@ -68,17 +71,20 @@ class Conv(nn.Module):
         self.extent = (kernel - 1) * dilation + 1
         self.reach = self.extent - stride  # samples before the first one that the first frame depends on
 
-    def _convolve(self, x: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, zeros: int = 0) -> Tensor:
+        """zeros: before and after `x`."""
         layer = self.conv.conv
         if _channels_last(x):
             kernel, stride, dilation = layer.weight.unsqueeze(2), (1, *layer.stride), (1, *layer.dilation)
-            y = F.conv2d(x.unsqueeze(2), kernel, layer.bias, stride, dilation=dilation)
+            y = F.conv2d(x.unsqueeze(2), kernel, layer.bias, stride, (0, zeros), dilation)
             return self.conv.norm(y.squeeze(2))
-        return self.conv.norm(layer(x))
+        return self.conv.norm(F.conv1d(x, layer.weight, layer.bias, layer.stride, zeros, layer.dilation))
 
     def forward(self, x: Tensor) -> Tensor:
         extra = -x.shape[-1] % self.stride  # completes the last frame
         left, right = (self.reach, 0) if self.causal else (self.reach - self.reach // 2, self.reach // 2)
+        if self.pad_mode == "constant" and left == right + extra:
+            return self._convolve(x, left)  # without a copy
         return self._convolve(_pad(x, left, right + extra, self.pad_mode))
 
     def stream(self, x: Tensor, state: State, last: bool) -> Tensor:

@@ -101,6 +101,14 @@ class AudioTokenizerTraining(TokenizerTraining):
             of_data, of_tokenizer = getattr(self.data, name, None), getattr(self.config, name)
             if of_data not in (None, of_tokenizer):
                 raise UserError(f"the data has {name} {of_data}, the tokenizer {of_tokenizer}: they must agree")
+        w = self.weights
+        if not (w.l1 or w.l2 or ((w.stft or w.mel) and not w.spectral_from)):
+            begin = (
+                f", or let stft and mel begin at once (spectral_from {w.spectral_from:g})"
+                if w.stft or w.mel
+                else ", stft or mel"
+            )
+            raise UserError(f"losses: nothing compares the audio from the first step on; give l1 or l2 a weight{begin}")
         self.tokenizer = AudioTokenizer(self.config)
         self.health = CodebookHealth(self.config.quantizer, self.tokenizer.codebook_size)
         if getattr(self.data, "features", None) and not self.weights.semantic:

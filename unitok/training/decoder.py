@@ -6,7 +6,7 @@ tokens. The sets of allowed tokens reach the model as data (`unitok.model.loss`)
 
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,6 +95,7 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         super().__init__(lr=lr, weight_decay=weight_decay, **shared)
         self.config, self.lora, self.compiles = decoder, lora, compile
         check_range("muon_lr", muon_lr, 0)
+        check_range("stable_fraction", stable_fraction, 0, 1)
         self.optimizer_name, self.muon_lr = optimizer, muon_lr
         self.muon_iterations, self.muon_every = muon_iterations, muon_every
         self._stable_fraction = stable_fraction
@@ -140,8 +141,13 @@ class DecoderTraining(TrainingShell[dict[str, Tensor]]):
         self.manifest, self.allowed_sets, self.logged_ranges = vocab.to_manifest(), grammar.allowed_sets, _logged_ranges(vocab)
         self.config = replace(self.config, vocab_size=vocab.size)
         if self.init_from:
-            self.decoder, first_new = start_decoder(Path(self.init_from), self.config, vocab, str(data.path))
+            given = self.config
+            self.decoder, first_new = start_decoder(Path(self.init_from), given, vocab, str(data.path))
             self.config = self.decoder.config
+            other = [f.name for f in fields(given) if getattr(given, f.name) not in (f.default, getattr(self.config, f.name))]
+            if other and self.trainer.is_global_zero:
+                which = ", ".join(f"{name} {getattr(self.config, name)}, not {getattr(given, name)}" for name in other)
+                log.info("the architecture is that of %s: %s", self.init_from, which)
         else:
             self.decoder, first_new = Decoder(self.config), 0
         sets = [training, data.validation_data()]

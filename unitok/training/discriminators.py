@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from unitok.errors import UserError
+
 
 class PatchDiscriminator(nn.Module):
     """Images [B, 3, H, W] -> logits [B, 1, h, w] of overlapping patches, positive for real.
@@ -16,11 +18,13 @@ class PatchDiscriminator(nn.Module):
 
     Args:
         width: channels of the first layer. layers: layers after the first; each doubles the width, up to 8 times.
-        norm: `group` or `batch`.
+        norm: `group` (`width` is then a multiple of 4) or `batch`.
     """
 
     def __init__(self, width: int = 32, layers: int = 2, norm: str = "group"):
         super().__init__()
+        if norm == "group" and width % 4:
+            raise UserError(f"gan.width {width}: with gan.norm group it must be a multiple of 4")
         sequence: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         before = width
         for n in range(1, layers + 1):

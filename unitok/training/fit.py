@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from unitok.checkpoints import (
     write_checkpoint,
 )
 from unitok.configs import config_file
+from unitok.data.loading import DataModule
 from unitok.errors import UserError
 from unitok.files import remove, remove_partials, replace_folder
 from unitok.hardware import keep_large_blocks
@@ -40,7 +42,6 @@ from unitok.training.trainer_flags import check_trainer_flags
 
 TRAINER_DEFAULTS: dict[str, object] = {
     "max_epochs": -1,
-    "use_distributed_sampler": False,
     "log_every_n_steps": 1,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
@@ -109,9 +110,11 @@ class Checkpoints(Checkpoint):
         if self.epochs is None:
             return
         if isinstance(trainer.limit_train_batches, int):
-            done = self.module.steps_done / trainer.limit_train_batches
+            done = self.module.steps_done // trainer.limit_train_batches
         else:
-            done = self.module.samples_seen / len(getattr(trainer.train_dataloader, "dataset"))  # noqa: B009
+            data = self.module.data
+            assert isinstance(data, DataModule)  # for others the Trainer counts
+            done = data.epochs(self.module.samples_seen)
         if done >= self.epochs:
             trainer.should_stop = True
 
@@ -254,7 +257,7 @@ class UnitokCLI(LightningCLI):
         """Find the checkpoint to resume from, and refuse what cannot work before anything is built."""
         config = self.config[self.subcommand]
         out, fits = Path(config.out), self.subcommand == "fit"
-        self.own_data = not str(config.data.class_path if config.data else "").startswith("unitok.")
+        self.own_data = not (config.data and _is_ours(config.data.class_path))
         check_trainer_flags(config.trainer, TRAINER_DEFAULTS, self.own_data)
         if config.ckpt_path:
             raise UserError(f"ckpt_path {config.ckpt_path}: give it as --resume")
@@ -328,6 +331,8 @@ class UnitokCLI(LightningCLI):
         epochs = None
         if config.trainer.max_epochs not in (None, -1) and not self.own_data:
             epochs, kwargs["max_epochs"] = config.trainer.max_epochs, -1  # Lightning's epoch has no end here
+        if not self.own_data:
+            kwargs["use_distributed_sampler"] = False  # the processes share each batch already
         replaced = old_files(out) if self.overwrites else []
         given = self._get(self.config_init, "trainer").get("callbacks") or []
         given = given if isinstance(given, list) else [given]
@@ -350,8 +355,16 @@ class UnitokCLI(LightningCLI):
             log.info(text, self.checkpoint, self.model.steps_done, limits)
         else:
             bundle = f"unitok bundle BUNDLE --{self.model.kind.split()[0]} {last.parent.parent}"
+            if self.model.kind == "decoder":
+                bundle += "; a new BUNDLE needs --tokenizers, too: the bundle that made the data"
             then = f"next: {bundle}" if last.name == "final.ckpt" else "go on with --resume auto"
             log.info("%s: %d steps; %s", last, self.model.steps_done, then)
+
+
+def _is_ours(class_path: str) -> bool:
+    """Whether a data module is one of ours, or made of one."""
+    module, _, name = class_path.rpartition(".")
+    return issubclass(getattr(import_module(module), name), DataModule)
 
 
 def _plain_settings(config: Namespace) -> dict[str, object]:
@@ -384,8 +397,9 @@ def _one_line(error: Exception) -> Exception:
 def _keep_metrics(path: Path) -> None:
     """Number the file of an earlier part of the run, which Lightning's logger would remove."""
     if path.exists() and is_first_process():
-        number = 1 + len(list(path.parent.glob("metrics-*.csv")))
-        path.rename(path.with_name(f"metrics-{number}.csv"))
+        numbers = (re.fullmatch(r"metrics-(\d+)", other.stem) for other in path.parent.glob("metrics-*.csv"))
+        last = max((int(number[1]) for number in numbers if number), default=0)
+        path.rename(path.with_name(f"metrics-{last + 1}.csv"))
 
 
 _EXPECTED_WARNINGS = (

@@ -97,6 +97,8 @@ class ImageTokenizerTraining(TokenizerTraining):
             quantizer.entropy_temperature = self.weights.entropy_temperature if self.weights.entropy else 0.0
         self.health = CodebookHealth(self.config.quantizer, quantizer.size)
         self._set_perceptual(self.weights.perceptual if self.weights.perceptual_weight else "none")
+        if self.perceptual_kind == "none" and not (self.weights.l1 or self.weights.l2 or self.weights.gradient):
+            raise UserError("losses: nothing compares the images; give l1, l2, gradient or perceptual a weight")
         if self.gan.weight:
             self.discriminator = PatchDiscriminator(self.gan.width, self.gan.layers, self.gan.norm)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.model.decoder import Decoder
 
 
@@ -35,6 +35,9 @@ def add_lora(decoder: Decoder, lora: LowRank) -> None:
         raise UserError("lora needs the package peft: pip install 'unitok-lm[lora]'") from None
     if lora.rank < 1:
         raise UserError(f"lora.rank {lora.rank}: it must be at least 1")
+    check_range("lora.dropout", lora.dropout, 0, 1)
+    if not lora.targets:
+        raise UserError("lora.targets: name at least one matrix, such as q_proj")
     names = {name.rpartition(".")[2] for name, module in decoder.model.layers.named_modules() if isinstance(module, nn.Linear)}
     if missing := [target for target in lora.targets if target not in names]:
         raise UserError(f"lora.targets: no matrix {missing[0]!r}; the decoder has {', '.join(sorted(names))}")

@@ -386,12 +386,17 @@ def check_same(saved: Mapping[str, object], present: Mapping[str, object], what:
 
 
 def _random_state() -> dict[str, object]:
-    """State of this process's random generators, as plain values and tensors."""
-    state = _collect_rng_states()
+    """State of this process's random generators, of GPUs that of its own, as plain values and tensors."""
+    state = _collect_rng_states(include_cuda=False)
     name, keys, *rest = state["numpy"]
-    return state | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
+    own = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return state | own | {"numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest]}
 
 
 def _set_random_state(state: dict[str, Any]) -> None:
+    """Set what `_random_state` gave, here or on a machine with other GPUs, or none."""
     name, keys, *rest = state["numpy"]
-    _set_rng_states(state | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})
+    without_gpus = {key: value for key, value in state.items() if "cuda" not in key}
+    _set_rng_states(without_gpus | {"numpy": (name, keys.numpy().astype(np.uint32), *rest)})
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -16,7 +16,7 @@ from einops import rearrange
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from unitok.errors import UserError
+from unitok.errors import UserError, check_range
 from unitok.tokenizers import AudioTokenizer, AudioTokenizerConfig, ImageTokenizer, ImageTokenizerConfig
 from unitok.tokenizers.base import Reconstruction
 from unitok.training.discriminators import PatchDiscriminator, STFTDiscriminator
@@ -116,6 +116,15 @@ class TokenizerTraining(TrainingShell[Tensor]):
         **shared: Any,
     ):
         super().__init__(lr=lr, tokens=None, **shared)
+        if not 0 <= quantize_start < 1:
+            raise UserError(f"quantize_start {quantize_start}: a fraction of the run, from 0 to below 1")
+        check_range("codebook_decay", codebook_decay, 0, 1)
+        check_range("kmeans_batches", kmeans_batches, 1)
+        check_range("gan.width", gan.width, 1)
+        for name in ("start", "disc_only", "ramp"):
+            check_range(f"gan.{name}", getattr(gan, name), 0, 1)
+        for name in ("weight", "feature_matching", "lecam", "lr"):
+            check_range(f"gan.{name}", getattr(gan, name), 0)
         self.config, self.gan, self.show_every = config, gan, show_every
         self.quantize_start, self.kmeans_batches, self.codebook_decay = quantize_start, kmeans_batches, codebook_decay
         self.adversarial_ramp = 0.0  # factor on the weights of the adversarial losses, from 0 to 1
@@ -172,6 +181,9 @@ class TokenizerTraining(TrainingShell[Tensor]):
         """Build everything, once: Lightning calls this for each run of the Trainer."""
         if hasattr(self, "tokenizer"):
             return
+        for name, value in vars(self.weights).items():
+            if isinstance(value, float):
+                check_range(f"losses.{name}", value, 0)
         self.build()
         if self.tokenizer.quantizer.ema_updated:
             self.tokenizer.quantizer.decay = self.codebook_decay

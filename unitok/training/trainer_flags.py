@@ -76,5 +76,3 @@ def _check_fractions(trainer: Namespace) -> None:
             f"trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: the data is endless; give "
             "trainer.val_check_interval a number of steps"
         )
-    if trainer.use_distributed_sampler:
-        raise UserError("trainer.use_distributed_sampler: processes share each batch already; leave it out")

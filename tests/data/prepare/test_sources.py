@@ -7,12 +7,30 @@ import pyarrow.parquet as pq
 import pytest
 from raw_data import errors_of, found_in, png, table_of, tar_of, tokens_of, wav, write_in_every_format
 
+from unitok.cli import main
 from unitok.data.prepare.plan import Plan
 from unitok.data.prepare.recipe import SourceSpec, load_recipe
 from unitok.data.prepare.texts import read_texts
 from unitok.data.prepare.tokenize import tokenize
 from unitok.data.shards import TokenDataset
 from unitok.errors import UserError
+
+
+def test_captions_that_a_pattern_or_wrong_names_leave_out_are_said(bundle_folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"{number}.png").write_bytes(png())
+        (tmp_path / "in" / f"{number}.txt").write_text("a caption")
+    main(["tokenize", str(tmp_path / "in" / "*.png"), str(tmp_path / "pattern"), "--bundle", str(bundle_folder)])
+    assert "3 texts of the same base names as files of the pattern, which does not match them" in capsys.readouterr().out
+    for text in (tmp_path / "in").glob("*.txt"):
+        text.unlink()
+    table = tmp_path / "in" / "captions.csv"
+    for folder, said in (("/data/elsewhere/", True), ("", False)):
+        table.write_text("image,caption\n" + "".join(f"{folder}{number}.png,a caption\n" for number in range(3)))
+        main(["tokenize", str(tmp_path / "in"), str(tmp_path / f"table-{said}"), "--bundle", str(bundle_folder)])
+        told = "3 names of files in lines or rows, none of them in the source" in capsys.readouterr().out
+        assert told == said
 
 
 def test_every_format_gives_the_same_documents(scenes_folder, bundle_folder, tmp_path):

@@ -114,6 +114,10 @@ class Claims:
             split = next(iter(folder_splits)) if len(folder_splits) == 1 and "" not in folder_splits else split_of(file)
         return replace(item, split=split, group=group or group_of_id(item.id, self.options.group_separator), named=named)
 
+    def __len__(self) -> int:
+        """The number of names."""
+        return len(self._names)
+
     def __contains__(self, name: str) -> bool:
         return bool(self._names) and hash(unicodedata.normalize("NFC", os.path.normpath(name))) in self._names
 

@@ -74,6 +74,7 @@ def list_items(
                 if item.error and item.where == f.name and re.search(r"(^|/)metadata\.|\.[ct]sv(\.|$)", f.name.lower()):
                     raise UserError(f"{item.error}; mend it: its captions of the files beside it would be lost")
                 yield claims.describe(item, f.name)
+    found = single = 0  # files that lines name, and others
     for names, known in folders():
         loose = []
         named = {os.path.splitext(name)[0] for name in names if name in claims}
@@ -90,10 +91,17 @@ def list_items(
                     yield _refused(f.name, f.problem)
                 else:
                     loose.append(f)
+            else:
+                found += 1
+        single += len(loose)
         for item in _files_items(loose, has_splits):
             stem = item.group or os.path.splitext(item.id)[0]
             group = group_of_id(stem, options.group_separator)
             yield replace(item, group=group) if group else item
+    if len(claims) and single and not found and files.remote is None and len(files.roots) == 1:
+        left_out[
+            "names of files in lines or rows, none of them in the source: its files are used without what is said there"
+        ] = len(claims)
 
 
 # ---- Files that hold many documents -----------------------------------------------------------------------------------

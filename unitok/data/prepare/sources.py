@@ -129,8 +129,14 @@ class Source:
         return lambda: [(names, {})]
 
     def _matching(self) -> Iterator[Folder]:
+        beside = 0
         for names, known in self.files.folders():
-            yield [n for n in names if self.matches(n) or (n in known and known[n].problem)], known
+            chosen = [n for n in names if self.matches(n) or (n in known and known[n].problem)]
+            yield chosen, known
+            stems, rest = {os.path.splitext(n)[0] for n in chosen}, set(names).difference(chosen)
+            beside += sum(os.path.splitext(n)[0] in stems for n in rest if n.lower().endswith((".txt", ".json")))
+        if beside:  # set, as names are read twice
+            self.left_out["texts of the same base names as files of the pattern, which does not match them"] = beside
 
     def matches(self, name: str) -> bool:
         """Whether a name matches the pattern, where `*` stands for any characters, and `**/` for any folders or none."""

@@ -60,7 +60,7 @@ class Estimate:
     Args:
         listed: documents in the sources. sample: how many of them were tokenized. documents: that the listed ones become.
         bad, filtered: fractions of the listed. hours: of one process. gigabytes: of shards.
-        errors: messages for some of the bad ones. examples: some documents, decoded. summary: lines about the sample.
+        errors: messages for some of the bad ones; more_errors: the number of others. examples: some documents, decoded. summary: lines about the sample.
     """
 
     listed: int
@@ -73,6 +73,7 @@ class Estimate:
     hours: float
     gigabytes: float
     errors: list[str]
+    more_errors: int
     examples: list[str]
     summary: list[str]
 
@@ -120,6 +121,8 @@ def estimate_lines(plan: Plan, estimate: Estimate) -> Iterator[str]:
     yield f"{plan.name()}: {estimate.listed:,.0f} documents listed; estimated from {estimate.sample:.0f} of them:"
     yield f"  documents   {estimate.documents:,.0f} ({estimate.bad:.1%} bad, {estimate.filtered:.1%} filtered out)"
     yield from (f"    bad       {error}" for error in estimate.errors)
+    if estimate.more_errors:
+        yield f"    bad       and {estimate.more_errors} more of the sample"
     yield from (f"{line} (of the sample)" for line in estimate.summary)
     yield from (f"  decoded     {example}" for example in estimate.examples)
     yield f"  tokens      {estimate.tokens:,.0f} ({by_modality})"

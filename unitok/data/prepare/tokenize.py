@@ -233,6 +233,7 @@ def estimate(plan: Plan, sample: int = 200) -> Estimate:
         hours=seconds * scale / 3600,
         gigabytes=entry["bytes"] * scale / 1e9,
         errors=[error["error"] for error in encoded.errors[:3]],
+        more_errors=max(0, len(encoded.errors) - 3),
         examples=[show_document(bundle, document) for document in encoded.documents[:EXAMPLES]],
         summary=list(summary(encoded.formats, encoded.filtered, left_out, encoded.notes, 0)),
     )
