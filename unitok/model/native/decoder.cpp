@@ -72,10 +72,30 @@ inline Lanes load(const int8_t *p) {
 }
 inline void store(float *p, Lanes x) { *reinterpret_cast<Lanes *>(p) = x; }
 
+inline float number(float x) { return x; }
+inline float number(bf16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+inline void put(const float *from, float *to, int n) { std::memcpy(to, from, n * sizeof(float)); }
+inline void put(const float *from, bf16 *to, int n) { // the nearest, of two that are equally near the even one
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        std::memcpy(&bits, from + i, sizeof bits);
+        to[i].bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
+// In halves, because one after the other each addition waits for the last.
 inline float sum(Lanes x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+    typedef float Four __attribute__((vector_size(16)));
+    Four parts[LANES / 4];
+    std::memcpy(parts, &x, sizeof x);
+    for (int n = LANES / 8; n; n /= 2)
+        for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 // e^x for x in [-87, 88], relative error 2e-7 (Cephes' polynomial); below, 0.
@@ -97,12 +117,12 @@ inline Lanes exponential(Lanes x) {
     return tiny ? Lanes{} : p;
 }
 
-inline float dot(const float *a, const float *b, int n) {
+template <class T> inline float dot(const float *a, const T *b, int n) {
     Lanes total = {};
     int i = 0;
     for (; i + LANES <= n; i += LANES) total += load(a + i) * load(b + i);
     float rest = 0;
-    for (; i < n; i++) rest += a[i] * b[i];
+    for (; i < n; i++) rest += a[i] * number(b[i]);
     return sum(total) + rest;
 }
 
@@ -134,8 +154,9 @@ struct Model {
 };
 
 struct Cache { // [layers, slots, G, length, D] each
-    float *keys, *values;
+    void *keys, *values;
     int64_t layer_stride, slot_stride, length;
+    int32_t bytes, unused; // of a number: 4 fp32, 2 bfloat16
 };
 
 struct Tokens { // N of them
@@ -386,12 +407,17 @@ void place(const Model &m, const Layer &l, float *qkv, const Cache &cache, int64
         rotate(rotation, 0, 4);
         for (int k = 0; k < 3; k++) rotate(by_span[k], 2 + 4 * k, 12);
     }
-    std::memcpy(cache.keys + keys_at + position * d, qkv + (m.heads + group) * d, d * sizeof(float));
-    std::memcpy(cache.values + keys_at + position * d, qkv + (m.heads + m.groups + group) * d, d * sizeof(float));
+    const auto keep = [&](auto *keys, auto *values) {
+        put(qkv + (m.heads + group) * d, keys + keys_at + position * d, d);
+        put(qkv + (m.heads + m.groups + group) * d, values + keys_at + position * d, d);
+    };
+    if (cache.bytes == 4) keep(static_cast<float *>(cache.keys), static_cast<float *>(cache.values));
+    else keep(static_cast<bf16 *>(cache.keys), static_cast<bf16 *>(cache.values));
 }
 
 // Attention of one query over the first `extent` positions.
-void attend(const float *q, const float *keys, const float *values, int64_t extent, int d, float *out, std::vector<float> &scores) {
+template <class T>
+void attend(const float *q, const T *keys, const T *values, int64_t extent, int d, float *out, std::vector<float> &scores) {
     scores.resize((extent + LANES - 1) / LANES * LANES);
     const float scale = 1 / std::sqrt(float(d));
     float most = -std::numeric_limits<float>::infinity();
@@ -411,7 +437,7 @@ void attend(const float *q, const float *keys, const float *values, int64_t exte
     for (; i + 4 * LANES <= d; i += 4 * LANES) {
         Lanes a = {}, b = {}, c = {}, e = {};
         for (int64_t p = 0; p < extent; p++) {
-            const float *v = values + p * d + i;
+            const T *v = values + p * d + i;
             a += load(v) * scores[p], b += load(v + LANES) * scores[p], c += load(v + 2 * LANES) * scores[p], e += load(v + 3 * LANES) * scores[p];
         }
         store(out + i, a * by), store(out + i + LANES, b * by), store(out + i + 2 * LANES, c * by), store(out + i + 3 * LANES, e * by);
@@ -423,7 +449,7 @@ void attend(const float *q, const float *keys, const float *values, int64_t exte
     }
     for (; i < d; i++) {
         float a = 0;
-        for (int64_t p = 0; p < extent; p++) a += values[p * d + i] * scores[p];
+        for (int64_t p = 0; p < extent; p++) a += number(values[p * d + i]) * scores[p];
         out[i] = a * by;
     }
 }
@@ -484,9 +510,13 @@ void pass(const Model &m, const Cache &cache, const Tokens &t, float *hidden, Bu
         };
         const auto attended = [&](int item) {
             const int row = item / m.groups, group = item % m.groups;
-            for (int h = group * per; h < (group + 1) * per; h++)
-                attend(&b.qkv[row * b.qkv_width + h * d], cache.keys + at(item), cache.values + at(item), t.positions[row] + 1, d,
-                       &b.attended[row * b.heads_width + h * d], w.scores);
+            const auto from = [&](const auto *keys, const auto *values) {
+                for (int h = group * per; h < (group + 1) * per; h++)
+                    attend(&b.qkv[row * b.qkv_width + h * d], keys + at(item), values + at(item), t.positions[row] + 1, d,
+                           &b.attended[row * b.heads_width + h * d], w.scores);
+            };
+            if (cache.bytes == 4) from(static_cast<const float *>(cache.keys), static_cast<const float *>(cache.values));
+            else from(static_cast<const bf16 *>(cache.keys), static_cast<const bf16 *>(cache.values));
         };
         if (!t.once) w.each(PLACE, rows * m.groups, placed);
         w.each(ATTEND, rows * m.groups, [&](int item) {

@@ -1,7 +1,7 @@
 """`NativeDecoder`: the weights of a decoder as `decoder.cpp` reads them, and its calls.
 
-Matrices are in panels of 16, 32 or 64 outputs, in float32, bfloat16, or int8 with one scale for each output; sums, norms, embeddings and the
-cache are in float32. Letters as in `model/inference.py`.
+Matrices are in panels of 16, 32 or 64 outputs, in float32, bfloat16, or int8 with one scale for each output; sums, norms and embeddings are in
+float32, and so is the cache, with smaller weights in bfloat16. Letters as in `model/inference.py`.
 """
 
 import ctypes
@@ -52,6 +52,7 @@ class _Cache(ctypes.Structure):
     _fields_ = [("keys", _POINTER), ("values", _POINTER)] + [
         (name, ctypes.c_int64) for name in ("layer_stride", "slot_stride", "length")
     ]
+    _fields_ += [("bytes", _INT), ("unused", _INT)]
 
 
 class _Tokens(ctypes.Structure):
@@ -155,7 +156,8 @@ class NativeDecoder:
 
     def new_cache(self, slots: int, length: int) -> Cache:
         """An empty cache of so many slots, each of at most `length` positions."""
-        return Cache.empty(self.config, slots, length, self.device, self.dtype)
+        dtype = torch.float32 if self.weights == "float32" else torch.bfloat16
+        return Cache.empty(self.config, slots, length, self.device, dtype)
 
     def head_of(self, intervals: Intervals) -> Callable[[Tensor], Tensor]:
         """The rows of the head for a set of n tokens: hidden states [N, C] -> logits [N, n]."""
@@ -243,7 +245,8 @@ class NativeDecoder:
 def _cache(cache: Cache) -> _Cache:
     keys, values = cache.keys, cache.values
     assert keys.stride() == values.stride(), "one stride for both"
-    return _Cache(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), cache.length)
+    where = keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), cache.length
+    return _Cache(*where, keys.element_size(), 0)
 
 
 def _interleaved(gate: Linear, up: Linear, half: int) -> Linear:
