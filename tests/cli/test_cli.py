@@ -377,6 +377,8 @@ def test_mistakes_in_prompts_and_flags_are_one_line(bundle_folder, tmp_path):
     )
     assert_one_line(here(*base, "--text", "x " * 1100, "--modalities", "text"), "a prompt of 2", "the decoder takes 1024")
     assert_one_line(here(*base, "--text", "x", "--score"), "--score", "--prompts")
+    scored = (*base, "--prompts", tmp_path / "bad.jsonl", "--score")
+    assert_one_line(here(*scored, "--image-top-k", "3"), "--image-top-k: --score generates nothing; leave it out")
     assert_one_line(here(*base, "--text", "x", "--live", "--best-of", "3"), "--live", "--best-of")
     assert_one_line(here(*base, "--text", "x", "--live", "--jacobi-window", "4"), "--live", "--jacobi-window")
     assert_one_line(here(*base, "--text", "x", "--prefix-fraction", "2"), "--prefix-fraction", "above 0")

@@ -357,6 +357,7 @@ BAD = [
     ("chat/completions", HI | {"top_p": 2}, "top_p"),
     ("chat/completions", HI | {"n": 0}, "n"),
     ("chat/completions", HI | {"n": 1000}, "n"),
+    ("chat/completions", HI | {"n": 9}, "n: 9 outputs are more than the 8 that this server can have in progress"),
     ("chat/completions", HI | {"max_tokens": 10**9}, "max_tokens"),
     ("chat/completions", HI | {"top_k": 10**23}, "top_k"),
     ("chat/completions", HI | {"modalities": "audio:" + "9" * 400 + "s"}, "modalities"),

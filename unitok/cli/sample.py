@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from unitok.cli.arguments import BundleFolder, Dtype, Fields, Given, Input, PerKind, check_kinds, content_of, sampling_of_flags
+from unitok.cli.flags import flag_of
 from unitok.errors import UserError, visible
 from unitok.files import check_inputs, check_replaceable, write_json_lines
 from unitok.hardware import check_device
@@ -96,6 +97,8 @@ def sample(
     """
     prompt = [*_beginning(text), *prompt]
     _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask) + bool(fill))
+    if score and (unused := [flag_of(*filter(None, [kind, name])) for kind, given in generation.items() for name in given]):
+        raise UserError(f"{unused[0]}: --score generates nothing; leave it out")
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from unitok.bundle import Bundle
+from unitok.errors import UserError
 from unitok.grammar import Grammar
 from unitok.sample.engine import Session
 from unitok.sample.prefixes import PrefixCache
@@ -74,7 +75,10 @@ class Engine:
         return self._stopping
 
     def check(self, drafts: Iterable[Draft]) -> None:
-        """Raise `UserError` for a draft that cannot be generated. It takes time; `submit` does not check again."""
+        """Raise `UserError` for drafts that can never be generated. It takes time; `submit` does not check again."""
+        drafts, most = list(drafts), self.slots + self.queue
+        if len(drafts) > most:
+            raise UserError(f"n: {len(drafts)} outputs are more than the {most} that this server can have in progress")
         self._session.check(draft.request for draft in drafts)
 
     def submit(self, jobs: Iterable[Job]) -> None:
