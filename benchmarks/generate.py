@@ -2,9 +2,9 @@
 
     python benchmarks/generate.py [--quick] [--device cuda] [--sizes 10m] [--peers dynamic static F32 F16 Q8_0]
 
-Measured on two cores with AVX-512, a decoder of 10M: 7.5 times transformers with its dynamic cache at batch 1, 4.3 times at batch 16 with
-guidance; 1.27, 1.71 and 1.66 times llama.cpp at batch 1 with weights of four, two and one byte, 1.59, 1.56 and 1.13 times at batch 16. Of
-100M at batch 1: 4.0 times transformers, 1.19, 1.21 and 1.41 times llama.cpp.
+Measured on two cores with AVX-512, a decoder of 10M: 8.5 times transformers with its dynamic cache at batch 1, 4.0 times at batch 16 with
+guidance; 1.13, 1.77 and 1.80 times llama.cpp at batch 1 with weights of four, two and one byte, 1.61, 1.84 and 1.34 times at batch 16. Of
+100M at batch 1: 3.1 times transformers, 1.08, 1.39 and 1.52 times llama.cpp.
 
 The decoder is exported in Qwen3's layout, loaded by AutoModelForCausalLM of transformers, and as GGUF by llama.cpp (llama-cpp-python, its
 C interface without Python between tokens but the call; its own defaults). Its weights are random, because speed does not depend on them;
