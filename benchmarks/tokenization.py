@@ -3,8 +3,8 @@
     python benchmarks/tokenization.py [--quick] [--rounds 3] [--ray] [--device cpu]
 
 Measured on 2 cores, the whole verb (files to shards, checksums, atomic writes): 82 to 103 % of the speed of the tokenizers alone on
-tensors in memory for images, 56 % for short audio with a small network, where reading a file takes nearly as long as its network, 109 % for
-EnCodec's; 3.4 to 6.7 times the speed of a plain loop (PIL or soundfile, `encode` one by one, `torch.save`) on small files and 1.0
+tensors in memory for images, 50 % for short audio with a small network, where reading a file takes as long as its network, 109 % for
+EnCodec's; 3.4 to 5.4 times the speed of a plain loop (PIL or soundfile, `encode` one by one, `torch.save`) on small files and 1.0
 to 1.4 times where the network, whose two threads the loop has, takes nearly all of the time; the same peak memory for 1,000 and
 for 10,000 documents.
 
