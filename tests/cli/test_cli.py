@@ -475,7 +475,7 @@ def test_a_config_of_any_content_is_inspected_and_what_is_no_data_set_is_not_ver
         main(["inspect", str(config)])
         assert "# a comment" in capsys.readouterr().out
     assert_one_line(here("inspect", bundle_folder, "--verify"), "--verify checks data sets")
-    assert_one_line(here("inspect", "scens"), "built-in bundle (scenes)", "100m")
+    assert_one_line(here("inspect", "scens"), "no built-in bundle (scenes)", "100m")
 
 
 def test_mistakes_in_training_are_one_line_and_leave_nothing(tmp_path, scenes_folder, bundle_folder):

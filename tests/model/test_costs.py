@@ -115,7 +115,7 @@ def test_inspect_says_what_a_decoder_costs_without_allocating_it(bundle_folder, 
     with pytest.raises(SystemExit) as stopped:
         main(["inspect", "101m"])
     assert stopped.value.code == 2
-    assert "no such file or folder, and no preset; presets are tiny" in capsys.readouterr().err
+    assert "no such file or folder, no built-in bundle (scenes) and no preset; presets are tiny" in capsys.readouterr().err
 
 
 def test_the_peak_of_a_device_is_found_by_its_drivers_name():

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from unitok.tokenizers.codebook import nearest
+from unitok.tokenizers.codebook import Codebook, nearest
 from unitok.tokenizers.quantize import (
     FiniteScalarQuantizer,
     LookupFreeQuantizer,
@@ -106,6 +106,18 @@ def test_the_nearest_code_is_found_in_any_number_of_parts(monkeypatch):
     assert torch.equal(nearest(vectors, codebook), wanted)
     monkeypatch.setattr("unitok.tokenizers.codebook.CHUNK", 150)
     assert torch.equal(nearest(vectors, codebook), wanted)
+
+
+def test_a_codebook_is_updated_in_fp32_under_autocast():
+    torch.manual_seed(0)
+    vectors = torch.randn(4000, 8)
+    plain, cast = Codebook(64, 8, False), Codebook(64, 8, False)
+    for codebook in (plain, cast):
+        codebook.init_codebook(vectors[:500])
+        with torch.autocast("cpu", torch.bfloat16, enabled=codebook is cast):
+            codebook.update(vectors, 0.5)
+    assert torch.equal(plain.embed, cast.embed)
+    assert torch.equal(cast.nearest(vectors.bfloat16()), cast.nearest(vectors.bfloat16().float()))
 
 
 def test_quantizing_is_in_fp32_under_autocast():

@@ -86,7 +86,9 @@ def inspect(
         _print_costs(known.config, known.content, costs)
     elif not folder.exists():
         bundles, known_presets = ", ".join(built_in()), ", ".join(presets.PRESETS)
-        raise UserError(f"{what}: no such file or folder, built-in bundle ({bundles}) or preset ({known_presets})")
+        raise UserError(
+            f"{what}: no such file or folder, no built-in bundle ({bundles}) and no preset; presets are {known_presets}"
+        )
     elif (folder / "plan.json").exists():
         raise UserError(f"{what}: an unfinished data set; run its `unitok tokenize` again to finish it")
     else:

@@ -96,9 +96,7 @@ def sample(
         sampling: sampling parameters by tokenizer, where several are of a kind, as JSON: {"speech": {"temperature": 0.7}}
     """
     prompt = [*_beginning(text), *prompt]
-    _check(prompt, prompts, score, generation.get("", {}) if live else None, bool(mask) + bool(fill))
-    if score and (unused := [flag_of(*filter(None, [kind, name])) for kind, given in generation.items() for name in given]):
-        raise UserError(f"{unused[0]}: --score generates nothing; leave it out")
+    _check(prompt, prompts, generation if score else None, generation.get("", {}) if live else None, bool(mask) + bool(fill))
     parts = [content_of(*given) for given in prompt]
     keywords = generation.pop("", {}) | {"sampling": sampling_of_flags(generation, sampling)}
 
@@ -178,17 +176,19 @@ def parse_hole(text: str) -> object:
 
 
 def _check(
-    prompt: list[tuple[str, str]], prompts: Path | None, score: bool, live: Mapping[str, object] | None, holes: int = 0
+    prompt: list[tuple[str, str]], prompts: Path | None, score: Given | None, live: Mapping[str, object] | None, holes: int = 0
 ) -> None:
-    """Raise `UserError` for flags that do not go together. live: what is generated with `--live`; None without it. holes: flags that say what is filled."""
+    """Raise `UserError` for flags that do not go together. score, live: how what `--score` or `--live` stand for is generated; None without them. holes: flags that say what is filled."""
     if prompts and prompt:
         raise UserError("give either --prompts or parts of one prompt")
     if holes > 1:
         raise UserError("--mask and --fill: give one of them")
     if holes and (prompts or not prompt or live is not None):
         raise UserError("--mask and --fill make a part of the prompt's last piece anew: give it, without --prompts and --live")
-    if score and not prompts:
+    if score is not None and not prompts:
         raise UserError("--score needs --prompts FILE.jsonl, the documents to score")
+    if unused := [flag_of(*filter(None, [kind, name])) for kind, given in (score or {}).items() for name in given]:
+        raise UserError(f"{unused[0]}: --score generates nothing; leave it out")
     from unitok.generation_config import NOT_IN_STREAMS
 
     if any(value > off for name, off in NOT_IN_STREAMS.items() if isinstance(value := (live or {}).get(name), int)):

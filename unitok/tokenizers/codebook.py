@@ -100,12 +100,13 @@ class Codebook(nn.Module):
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Return the index of the nearest row of a codebook [K, d] for vectors [..., d], int64 [...]. `CHUNK` bounds the memory."""
+    """Return the index of the nearest row of a codebook [K, d] for vectors [..., d], int64 [...], in fp32. `CHUNK` bounds the memory."""
     center = codebook.mean(0)  # subtracted, because small differences of large numbers are lost to rounding
-    flat, codebook = vectors.reshape(-1, vectors.shape[-1]) - center, codebook - center
+    flat, codebook = vectors.reshape(-1, vectors.shape[-1]).float() - center, codebook - center
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
-    parts = [_argmax(torch.addmm(half, part, codebook.T, beta=-1)) for part in flat.split(rows)]
+    with torch.autocast(vectors.device.type, enabled=False):  # in which an update is, too
+        parts = [_argmax(torch.addmm(half, part, codebook.T, beta=-1)) for part in flat.split(rows)]
     return torch.cat(parts).reshape(vectors.shape[:-1])
 
 
