@@ -178,7 +178,8 @@ def parse_hole(text: str) -> object:
 def _check(
     prompt: list[tuple[str, str]], prompts: Path | None, score: Given | None, live: Mapping[str, object] | None, holes: int = 0
 ) -> None:
-    """Raise `UserError` for flags that do not go together. score, live: how what `--score` or `--live` stand for is generated; None without them. holes: flags that say what is filled."""
+    """Raise `UserError` for flags that do not go together. score, live: flags of generation beside `--score` or
+    `--live`; None without it. holes: flags that say what is filled."""
     if prompts and prompt:
         raise UserError("give either --prompts or parts of one prompt")
     if holes > 1:

@@ -148,7 +148,7 @@ class DataModule(L.LightningDataModule):
         return seen
 
     def epochs(self, samples: int) -> int:
-        """The number of passes over the data that this many samples complete, of which the model has seen the last ones."""
+        """The number of passes over the data that this many samples complete; what the model has seen, or a little less."""
         return self._batches.part_of(samples).epoch if self._batches else self._part.epoch
 
     def _processes(self) -> tuple[int, int]:

@@ -68,12 +68,10 @@ class GrammarLogitsProcessor(LogitsProcessor):
         before = self._rows.get(ids[:-1])
         if before is not None:
             row = before.copy()
-            if row.state != "done" and not holds(row.allowed(), ids[-1]):
-                row.state = (
-                    "done"  # a beam of probability 0, which is given where fewer tokens are allowed than there are beams
-                )
-            elif row.state != "done":
+            if row.state != "done" and holds(row.allowed(), ids[-1]):
                 row.advance(ids[-1])
+            else:  # also a beam of probability 0: there are some where fewer tokens are allowed than there are beams
+                row.state = "done"
             return row
         start = next((i for i, id in enumerate(ids) if id != vocab.pad), 0)
         prompt = torch.tensor(ids[start:]).numpy()
