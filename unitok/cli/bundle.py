@@ -48,7 +48,7 @@ def bundle(
         paths["model"] = decoder
     if str(out) in built_in():
         raise UserError(
-            f"{out}: the name of the built-in bundle, which stays as it is; write {out}-2, and --tokenizers {out} to begin with its own"
+            f"{out}: the name of the built-in bundle, which stays as it is; choose another folder, and --tokenizers {out} to begin with its tokenizers"
         )
     if untrained and (paths or add or delayed or levels or scores or tokenizers):
         raise UserError("--untrained makes all parts itself: leave out the others")
