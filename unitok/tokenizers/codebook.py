@@ -4,6 +4,8 @@ It is our own, because that of vector-quantize-pytorch can be initialized, updat
 uses the global random state. One update gives the same codes as theirs (tests/tokenizers/test_parity.py).
 """
 
+from contextlib import AbstractContextManager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,13 +101,18 @@ class Codebook(nn.Module):
         return len(dead)
 
 
+def fp32(x: Tensor) -> AbstractContextManager:
+    """Leave autocast on the device of a tensor: codes are defined in float32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Return the index of the nearest row of a codebook [K, d] for vectors [..., d], int64 [...], in fp32. `CHUNK` bounds the memory."""
     center = codebook.mean(0)  # subtracted, because small differences of large numbers are lost to rounding
     flat, codebook = vectors.reshape(-1, vectors.shape[-1]).float() - center, codebook - center
     half = codebook.square().sum(-1) / 2
     rows = max(1, CHUNK // len(codebook))
-    with torch.autocast(vectors.device.type, enabled=False):  # in which an update is, too
+    with fp32(vectors):  # an update is under autocast, too
         parts = [_argmax(torch.addmm(half, part, codebook.T, beta=-1)) for part in flat.split(rows)]
     return torch.cat(parts).reshape(vectors.shape[:-1])
 

@@ -7,7 +7,6 @@ also under autocast: in bfloat16 the nearest code is often another.
 """
 
 import copy
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,15 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unitok.tokenizers.codebook import Codebook
+from unitok.tokenizers.codebook import Codebook, fp32
 from unitok.tokenizers.config import ImageTokenizerConfig
 
 if TYPE_CHECKING:
     from vector_quantize_pytorch import FSQ, LFQ, SimVQ
-
-
-def _fp32(x: Tensor) -> AbstractContextManager:
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _straight_through(projected: Tensor, vectors: Tensor) -> Tensor:
@@ -63,7 +58,7 @@ class Quantizer(nn.Module):
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [B, N, D]."""
-        with _fp32(latents):
+        with fp32(latents):
             projected = self._project(latents)
             vectors, codes, losses = self._quantize(projected)
             return Quantized(self.project_out(vectors), codes, losses, projected.detach())
@@ -71,7 +66,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def search(self, latents: Tensor) -> Tensor:
         """Return the codes of latents [B, N, D] alone, int64 [B, N]."""
-        with _fp32(latents):
+        with fp32(latents):
             return self._codes(self._project(latents))
 
     def _codes(self, projected: Tensor) -> Tensor:
@@ -80,12 +75,12 @@ class Quantizer(nn.Module):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the latents [B, N, D] of codes as in `Quantized.codes`, exactly those that quantization gave."""
-        with _fp32(codes):
+        with fp32(codes):
             return self.project_out(self._vectors(codes))
 
     def project(self, latents: Tensor) -> Quantized:
         """Pass latents [B, N, D] through the projections without quantizing them, on the scale of the codebook (warm-up)."""
-        with _fp32(latents):
+        with fp32(latents):
             projected = self._project(latents)
             return Quantized(self.project_out(projected.tanh() if self.bounded else projected), None, {}, projected.detach())
 
@@ -296,7 +291,7 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def search(self, latents: Tensor, levels: int | None = None) -> Tensor:
         """Return the codes of latents [B, N, D] alone, int64 [B, N, levels]: those of `forward`, without losses and vectors."""
-        with _fp32(latents):
+        with fp32(latents):
             residual = latents.float() if self.normalize else self.project_in[0](latents.float())
             codes: list[Tensor] = []
             for k, codebook in enumerate(self.codebooks[: levels or self.levels]):
@@ -321,7 +316,7 @@ class ResidualQuantizer(Quantizer):
         """Quantize level by level. quantize: False leaves vectors as they are. init_seed: initialize each codebook before its
         use."""
         levels = levels or self.levels
-        with _fp32(latents):
+        with fp32(latents):
             latents = latents.float()
             shared = latents if self.normalize else self.project_in[0](latents)
             kept = self._kept(latents, levels) if quantize or self.normalize else None
@@ -362,7 +357,7 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Return the latents [B, N, D] of codes int64 [B, N, k], k <= levels: the sum over the first k levels."""
-        with _fp32(codes):
+        with fp32(codes):
             rows = [codebook.lookup(level) for codebook, level in zip(self.codebooks, codes.unbind(-1))]
             if self.normalize:
                 rows = [self.project_out[k](row) for k, row in enumerate(rows)]
